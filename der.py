@@ -1,0 +1,315 @@
+"""The network of DER: a CIFAR ResNet-18, the supernet that grows by one of them a step, its heads and losses.
+
+What a run leaves behind in its folder is written and read back here too.
+"""
+from __future__ import annotations
+
+import copy
+import fcntl
+import io
+import json
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# Mean and deviation of CIFAR-100's training pixels, as in the authors' code. Other data is normalised by the same
+# numbers: the BatchNorm behind the first convolution takes care of the rest.
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+class DeviceError(Exception):
+    """A device that is not there."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """auto = cuda, else mps, else cpu. Raises DeviceError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name != "auto" and not there[name]:
+        raise DeviceError(f"--device {name}: this machine has none; leave the flag out")
+    return torch.device(next(d for d in there if there[d]) if name == "auto" else name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """auto = bfloat16 where the hardware multiplies it natively: there it trains 2.5 times as fast."""
+    if name != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    cpu = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or (
+        device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0))
+    return torch.bfloat16 if native else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------- the extractor
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, then BatchNorm."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
+        super().__init__(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out))
+        nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
+
+
+class Block(nn.Module):
+    """Basic residual block: x [B, c_in, H, W] -> [B, c_out, H / stride, W / stride]."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv1 = ConvBN(c_in, c_out, 3, stride)
+        self.conv2 = ConvBN(c_out, c_out, 3)
+        self.shortcut = ConvBN(c_in, c_out, 1) if stride > 1 or c_in != c_out else nn.Identity()
+        nn.init.zeros_(self.conv2[1].weight)  # the block starts as its shortcut (Goyal et al., 2017)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Subsampling here is the stride of a 1 x 1 convolution; oneDNN's backward of that one overwrites memory that is
+        # not its own where the channels are few (torch 2.15 on a CPU).
+        skipped = self.shortcut(x[:, :, ::self.stride, ::self.stride])
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + skipped)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for small images: normalised images [B, 3, H, W] -> features [B, 8 * width], float32.
+
+    width 64 is the paper's: 512 features, 11.2 M parameters.
+    """
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.features = 8 * width
+        self.stem = ConvBN(3, width, 3)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.stages = nn.Sequential(*(
+            nn.Sequential(Block(c_in, c_out, stride), Block(c_out, c_out, 1))
+            for c_in, c_out, stride in zip(widths, widths[1:], (1, 2, 2, 2))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(F.relu(self.stem(x))).mean((2, 3), dtype=torch.float32)
+
+
+def fold(extractor: ResNet18, dtype: torch.dtype) -> ResNet18:
+    """A copy for inference: BatchNorm folded into the convolutions, weights in dtype."""
+    folded = copy.deepcopy(extractor).eval()
+    for module in folded.modules():
+        if isinstance(module, ConvBN):
+            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+    return folded.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+
+
+# ----------------------------------------------------------------------------------------------------- the supernet
+
+class Supernet(nn.Module):
+    """The expandable network: extractors F_1 .. F_t, classifier H_t and auxiliary classifier H_t^a (Eq. 1).
+
+    width: of each extractor. expansion = False keeps a single extractor that is trained on (the ablation's baseline).
+    precision: bfloat16 runs the extractors in autocast; the heads and the losses are float32 always.
+    """
+
+    def __init__(self, width: int = 64, expansion: bool = True, precision: torch.dtype = torch.float32):
+        super().__init__()
+        self.width, self.expansion, self.precision = width, expansion, precision
+        self.extractors = nn.ModuleList()
+        self.classifier: nn.Linear | None = None
+        self.auxiliary: nn.Linear | None = None
+        self.increments: list[int] = []  # new classes at each step so far
+        self.folded: list[ResNet18] = []  # inference copies of the frozen extractors, outside the parameters
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+
+    def expand(self, n_new: int) -> Supernet:
+        """Begin a step with n_new classes: freeze what is there, add an extractor, make both heads new.
+
+        The new extractor starts from the weights of the one before it.
+        """
+        if self.expansion or not self.extractors:
+            self.freeze()
+            extractor = ResNet18(self.width)
+            if self.extractors:
+                extractor.load_state_dict(self.extractors[-1].state_dict())
+            self.extractors.append(extractor.to(self.mean.device, memory_format=torch.channels_last))
+        else:
+            self.folded.clear()
+            self.extractors.requires_grad_(True)
+        self.increments.append(n_new)
+        self.reset_heads()
+        return self.train(self.training)
+
+    def reset_heads(self) -> None:
+        """H_t over all classes seen, on the super-feature; H_t^a over "old" and the new classes, on F_t alone."""
+        device, newest = self.mean.device, self.extractors[-1].features
+        all_features = sum(extractor.features for extractor in self.extractors)
+        self.classifier = nn.Linear(all_features, sum(self.increments), bias=False, device=device)
+        self.auxiliary = nn.Linear(newest, self.increments[-1] + 1, device=device)
+
+    def freeze(self, count: int | None = None) -> None:
+        """End the training of the first count extractors (all): no gradients, BatchNorm in eval mode, from now on."""
+        for extractor in self.extractors[len(self.folded):count]:
+            self.folded.append(fold(extractor.requires_grad_(False).eval(), self.precision))
+
+    def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int) -> None:
+        """Grow an empty supernet to what it was when state = state_dict() was taken."""
+        for n_new in increments:
+            self.expand(n_new)
+        self.load_state_dict(state)
+        self.folded.clear()
+        self.freeze(frozen)
+
+    def train(self, mode: bool = True) -> Supernet:
+        """As nn.Module.train, but frozen extractors stay in eval mode."""
+        super().train(mode)
+        for extractor in self.extractors[:len(self.folded)]:
+            extractor.eval()
+        return self
+
+    def branch(self, index: int, images: Tensor) -> Tensor:
+        """Features of one extractor: images [B, 3, H, W] in [0, 1] -> [B, d], float32."""
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        if index < len(self.folded):
+            with torch.no_grad():
+                return self.folded[index](x.to(self.precision))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            return self.extractors[index](x)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The super-feature u = [F_1(x), .., F_t(x)] (Eq. 1): images [B, 3, H, W] in [0, 1] -> [B, sum of d]."""
+        return torch.cat([self.branch(index, images) for index in range(len(self.extractors))], dim=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, 3, H, W] in [0, 1] -> logits [B, classes], aux_logits [B, new + 1], features [B, sum of d]."""
+        features = self.features(images)
+        newest = features[:, -self.extractors[-1].features:]
+        return self.classifier(features), self.auxiliary(newest), features
+
+    def num_parameters(self) -> int:
+        """Parameters of the model that is used after a step: all extractors and the classifier."""
+        return sum(p.numel() for module in (self.extractors, self.classifier) for p in module.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------- the losses
+
+def auxiliary_targets(labels: Tensor, n_old: int) -> Tensor:
+    """Targets of H_t^a: 0 = any old class, 1.. = the new classes in order. LongTensor [B] -> LongTensor [B]."""
+    return (labels - n_old + 1).clamp(min=0)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """L_H: mean cross-entropy of logits [B, classes] over labels [B]."""
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def auxiliary_loss(aux_logits: Tensor, labels: Tensor, n_old: int, smoothing: float = 0.0) -> Tensor:
+    """L_Ha (paper 3.2): mean cross-entropy of aux_logits [B, new + 1], all old classes being one."""
+    return F.cross_entropy(aux_logits, auxiliary_targets(labels, n_old), label_smoothing=smoothing)
+
+
+# ------------------------------------------------------------------------------------------- what a run leaves behind
+
+class FolderError(Exception):
+    """A run folder that cannot be used; the message says what is wrong and what to do."""
+
+
+class RunFolder:
+    """runs/<name>: config.json, log.jsonl, results.json and checkpoint.pt, each there whole or not at all."""
+
+    CHECKPOINTS = ("checkpoint.new.pt", "checkpoint.pt", "checkpoint.old.pt")  # newest first
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def claim(self, config: dict, may_differ: set[str], restart: bool = False) -> None:
+        """Make or take up the folder for this process alone. Raises FolderError where it holds another run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
+            self.check(config, may_differ, restart)
+        except BlockingIOError:
+            self.release()
+            raise FolderError(f"another process is at work in {self.path}: wait for it, or give another --out") from None
+        except FolderError:
+            self.release()
+            raise
+        self.write("config.json", json.dumps(config, indent=1).encode())
+
+    def check(self, config: dict, may_differ: set[str], restart: bool) -> None:
+        """Raise FolderError where the folder holds a run with other settings; with restart, empty it instead."""
+        if restart:
+            for name in ("config.json", "log.jsonl", "results.json", *self.CHECKPOINTS):
+                (self.path / name).unlink(missing_ok=True)
+        now = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        differ = [f"{name} {old!r} (now {now.get(name)!r})" for name, old in self.read_config().items()
+                  if name not in may_differ and old != now.get(name)]
+        if differ:
+            raise FolderError(f"{self.path} holds a run with other settings: {', '.join(differ)}. Repeat its command, "
+                              "give another --out, or start over with --restart")
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        os.close(self.lock)
+
+    def read_config(self) -> dict:
+        """config.json, or {} where there is none."""
+        try:
+            return json.loads((self.path / "config.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise FolderError(f"{self.path / 'config.json'} is damaged: start over with --restart") from None
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file beside its place, sync it, rename it. Raises OSError, on a full disk for one."""
+        part = self.path / (name + ".part")
+        try:
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def append_log(self, line: dict) -> int:
+        """Add a line to log.jsonl. Returns the file's length in bytes."""
+        with open(self.path / "log.jsonl", "ab") as file:
+            file.write((json.dumps(line) + "\n").encode())
+            return file.tell()
+
+    def cut_log(self, length: int) -> None:
+        """Drop what stands in log.jsonl behind its first length bytes."""
+        with open(self.path / "log.jsonl", "ab") as file:
+            file.truncate(length)
+
+    def save(self, state: dict) -> None:
+        """Write checkpoint.pt; the one before it stays beside it as checkpoint.old.pt."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        new, current, old = (self.path / name for name in self.CHECKPOINTS)
+        self.write(new.name, buffer.getbuffer())
+        if current.exists():
+            os.replace(current, old)
+        os.replace(new, current)
+
+    def load(self) -> dict | None:
+        """The newest whole checkpoint, tensors on the CPU; None where there is none. Nothing in it is executed.
+
+        A damaged one is named on stderr and the one before it taken. Raises FolderError where all are damaged.
+        """
+        there = [self.path / name for name in self.CHECKPOINTS if (self.path / name).exists()]
+        for path in there:
+            try:
+                with zipfile.ZipFile(path) as file:
+                    if broken := file.testzip():  # compares every record with its CRC
+                        raise zipfile.BadZipFile(f"bad CRC of {broken}")
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError) as error:
+                print(f"{path} is damaged ({str(error).splitlines()[0]})", file=sys.stderr)
+        if there:
+            raise FolderError(f"no whole checkpoint is left in {self.path}: start over with --restart")
+        return None

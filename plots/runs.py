@@ -1,0 +1,178 @@
+"""Run folders -> checked results, and runs -> groups that one curve or bar stands for. Reads files, draws nothing."""
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+NUMBER = (int, float)
+SCALARS = {"protocol": str, "dataset": str, "profile": str, "width": int, "order": (str, int), "seed": int,
+           "pruned": bool, "expansion": bool, "auxiliary": bool, "num_classes": int, "steps_total": int,
+           "average": NUMBER, "last": NUMBER}
+LISTS = ("classes_seen", "accuracy", "accuracy_stage1", "task_accuracy", "parameters", "parameters_unpruned",
+         "ms_per_image", "seconds")                                                    # a value for every step
+
+
+class Bad(Exception):
+    """A folder or file that can't be drawn; its message is the one line that the user reads."""
+
+
+def damaged(path, what):
+    return Bad(f"{path}: {what}; the file is damaged: run that run again, or remove its folder {path.parent}")
+
+
+def reject(constant):
+    raise ValueError(f"{constant} is not a number to draw")
+
+
+def read_text(path):
+    """File -> str, or Bad."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Bad(f"{path}: missing; run that run again, or remove its folder {path.parent}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, f"unreadable ({error.__class__.__name__})") from None
+
+
+def parse(text, path, where=""):
+    """The text of a JSON object -> dict; anything else, NaN included, is Bad."""
+    try:
+        value = json.loads(text, parse_constant=reject)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"{where}not readable as JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(value, dict):
+        raise damaged(path, f"{where}not a JSON object")
+    return value
+
+
+def is_a(value, kind):
+    """isinstance, but True is no number, and neither is infinity."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool) or not isinstance(value, NUMBER):
+        return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    return isinstance(value, kinds) and abs(value) < 1e18
+
+
+def require(values, path, kinds, where=""):
+    """Every key of kinds is in values and of its type, or Bad."""
+    for key, kind in kinds.items():
+        if key not in values:
+            raise damaged(path, f"{where}'{key}' is missing")
+        if not is_a(values[key], kind):
+            raise damaged(path, f"{where}'{key}' is {values[key]!r:.40}, not of the type it should be")
+
+
+def check_lists(results, path):
+    """Each list has an entry a step, a number of 0 or more; in task_accuracy a row of 1, 2, 3, ... of them."""
+    steps = len(results["accuracy"])
+    for key in LISTS:
+        if len(results[key]) != steps:
+            raise damaged(path, f"'{key}' has {len(results[key])} entries, 'accuracy' has {steps}")
+        rows = results[key] if key == "task_accuracy" else [results[key]]
+        if not all(isinstance(row, list) and all(is_a(x, NUMBER) and x >= 0 for x in row) for row in rows):
+            raise damaged(path, f"'{key}' holds something that is not a number of 0 or more")
+    if [len(row) for row in results["task_accuracy"]] != list(range(1, steps + 1)):
+        raise damaged(path, "'task_accuracy' has not 1, 2, 3, ... entries in its rows")
+    if max(results["accuracy"] + results["accuracy_stage1"] + sum(results["task_accuracy"], [])) > 100:
+        raise damaged(path, "an accuracy is above 100 %")
+
+
+def check_results(results, path):
+    """results.json is what train.py writes, or Bad."""
+    require(results, path, SCALARS | dict.fromkeys(LISTS, list))
+    if not 1 <= len(results["accuracy"]) <= results["steps_total"]:
+        raise damaged(path, f"'accuracy' has {len(results['accuracy'])} entries for {results['steps_total']} steps")
+    check_lists(results, path)
+    if not re.fullmatch(r"B\d+-Inc\d+", results["protocol"]):
+        raise damaged(path, f"'protocol' is {results['protocol']!r:.40}, not of the form B0-Inc10")
+    if results.get("forgetting") is not None and not is_a(results["forgetting"], NUMBER):
+        raise damaged(path, "'forgetting' is neither a number nor null")
+
+
+@dataclass
+class Run:
+    """One run folder: its settings and its results, and its log when somebody asks for it."""
+    folder: Path
+    config: dict
+    results: dict
+
+    def __post_init__(self):
+        self.protocol = self.results["protocol"]
+        self.method = tuple(self.results[key] for key in ("expansion", "auxiliary", "pruned"))
+        self.done, self.total = len(self.results["accuracy"]), self.results["steps_total"]
+        self.finished, self.held_out = self.done == self.total, self.config["validation"] > 0
+
+    def settings(self):
+        """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""
+        words = (f"profile {self.results['profile']}", f"width {self.results['width']}",
+                 f"{self.config['epochs']} epochs a step")
+        return words + (("held-out images",) if self.held_out else ())
+
+    def log(self):
+        """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""
+        path = self.folder / "log.jsonl"
+        rows = [(f"line {i}: ", parse(line, path, f"line {i}: "))
+                for i, line in enumerate(read_text(path).split("\n")[:-1], 1) if line.strip()]
+        for where, row in rows:
+            require(row, path, {"step": int, "stage": int, "epoch": int, "classification": NUMBER}, where)
+        return [row for _, row in rows]
+
+
+def load_run(folder):
+    """Run folder -> Run, or Bad."""
+    config, results = (parse(read_text(folder / name), folder / name) for name in ("config.json", "results.json"))
+    require(config, folder / "config.json", {"epochs": int, "validation": NUMBER})
+    check_results(results, folder / "results.json")
+    return Run(folder, config, results)
+
+
+def load_runs(folder):
+    """A folder of run folders (or one run folder) -> list of Run on one data set; Bad if there is nothing to draw."""
+    if not folder.is_dir():
+        raise Bad(f"{folder}: no such folder; name the one that holds the run folders, or train first")
+    inside = [folder] if (folder / "config.json").exists() else sorted(p for p in folder.iterdir() if p.is_dir())
+    runs = [load_run(path) for path in inside if (path / "results.json").exists()]
+    if not runs:
+        raise Bad(f"{folder}: no run in it has a results.json (a run writes it after its first step); train first")
+    data = sorted({run.results["dataset"] for run in runs})
+    if len(data) > 1:
+        raise Bad(f"{folder}: its runs are on different data ({', '.join(data)}); give each a folder of its own")
+    return sorted(runs, key=lambda run: (protocol_order(run.protocol), run.folder.name))
+
+
+@dataclass
+class Group:
+    """Runs that differ in class order and seed only: one curve, or one bar."""
+    runs: list
+    variant: tuple                             # their settings that not all runs in the folder share
+
+    def __post_init__(self):                   # a mean takes runs of one length: the longest there are
+        self.done, everything = max(run.done for run in self.runs), self.runs
+        self.runs = [run for run in everything if run.done == self.done]
+        self.left_out = len(everything) - len(self.runs)
+        self.first = self.runs[0]
+        self.protocol, self.method = self.first.protocol, self.first.method
+        self.total, self.finished = self.first.total, self.first.finished
+
+    def of(self, key):
+        """The runs' values of one key -> mean, lowest, highest (numbers, or arrays over the steps)."""
+        values = np.array([run.results[key] for run in self.runs], dtype=float)
+        return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+
+
+def protocol_order(protocol):
+    """"B50-Inc10" -> (50, 10), for sorting."""
+    return tuple(int(number) for number in re.findall(r"\d+", protocol))
+
+
+def grouped(runs):
+    """Runs -> list of Group by protocol, by method (the whole DER first) and by settings."""
+    shared = set.intersection(*(set(run.settings()) for run in runs))
+    parts = {}
+    for run in runs:
+        variant = tuple(words for words in run.settings() if words not in shared)
+        method = [not run.method[0], not run.method[1], run.method[2]]
+        parts.setdefault((protocol_order(run.protocol), method[0], method[1], method[2], variant), []).append(run)
+    return [Group(members, key[-1]) for key, members in sorted(parts.items(), key=lambda item: item[0])]

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# DER on CIFAR-100 with one command: set-up, training, figures and tables. A second call goes on where the first was
+# stopped.
+#
+#   bash run_cifar100.sh               the three protocols, profile fast, then figures and tables
+#   bash run_cifar100.sh paper         the same with the paper's settings
+#   bash run_cifar100.sh demo          the three protocols scaled to a small synthetic data set: minutes on any laptop
+#   bash run_cifar100.sh ablation      Table 2: B0-Inc10 without expansion, without the auxiliary loss, with both
+#   bash run_cifar100.sh figures       figures and tables again, from the results that are there
+#   bash run_cifar100.sh test          the tests
+#
+# Further arguments go to train.py (--data, --root, --width, --epochs, --order, --device, ...; python train.py --help).
+# RUNS=FOLDER puts the runs there instead of runs/PROFILE; with other settings, give another folder.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() { sed -n '2,/^set -/{/^set -/d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; }
+
+set_up() { # name a Python that has the packages, installing them into .venv where the running one lacks any
+    local lacks='import sys, importlib.util as u; sys.exit(any(u.find_spec(m) is None for m in sys.argv[1:]))'
+    python=$(command -v python3 || command -v python) || { echo "run_cifar100.sh: no Python 3 found" >&2; exit 2; }
+    [ ! -x .venv/bin/python ] || python=.venv/bin/python
+    "$python" -c "$lacks" torch torchvision numpy matplotlib "$@" && return
+    echo "Installing requirements.txt into .venv (once; some minutes)"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    python=.venv/bin/python
+    "$python" -m pip install --quiet -r requirements.txt
+}
+
+train() { # NAME FLAGS...: one run, into $runs/NAME
+    local name=$1
+    shift
+    printf '\n== %s\n' "$runs/$name"
+    "$python" train.py --profile "$profile" --out "$runs/$name" "$@"
+}
+
+draw() { # FOLDER: every figure, then the tables and report.md
+    local script
+    for script in plots/figure*.py plots/tables.py; do
+        "$python" "$script" "$1"
+    done
+    printf '\nEverything at a glance: %s/report.md\n' "$1"
+}
+
+mode=fast
+case ${1:-} in
+    fast | paper | demo | ablation | figures | test) mode=$1; shift ;;
+    -h | --help | help) usage; exit ;;
+    -* | '') ;;
+    *) echo "run_cifar100.sh: unknown mode '$1': give fast, paper, demo, ablation, figures or test" >&2; exit 2 ;;
+esac
+profile=$mode
+if [ "$mode" = ablation ]; then
+    profile=fast
+    [ "${1:-}" != --profile ] || { profile=${2:?--profile needs a name}; shift 2; }
+fi
+runs=${RUNS:-runs/$profile}
+
+case $mode in
+    test)
+        set_up pytest
+        "$python" -m pytest tests "$@" ;;
+    figures)
+        set_up
+        shopt -s nullglob
+        folders=("$@")
+        [ $# -gt 0 ] || folders=($(printf '%s\n' runs/*/*/results.json plots/measured/*/results.json |
+            sed 's|/[^/]*/results.json$||' | sort -u))
+        [ ${#folders[@]} -gt 0 ] || { echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; }
+        for folder in "${folders[@]}"; do draw "$folder"; done ;;
+    demo)
+        set_up
+        for protocol in "0 2" "0 4" "10 2"; do
+            read -r base increment <<< "$protocol"
+            train "B$base-Inc$increment" --base "$base" --increment "$increment" "$@"
+            train "B$base-Inc$increment-no-expansion" --base "$base" --increment "$increment" \
+                --no-expansion --no-auxiliary "$@"
+        done
+        draw "$runs" ;;
+    ablation)
+        set_up
+        train B0-Inc10-no-expansion --no-expansion --no-auxiliary "$@"
+        train B0-Inc10-no-auxiliary --no-auxiliary "$@"
+        train B0-Inc10 "$@"
+        draw "$runs" ;;
+    *)
+        set_up
+        train B0-Inc10 --base 0 --increment 10 "$@"
+        train B0-Inc5 --base 0 --increment 5 "$@"
+        train B50-Inc10 --base 50 --increment 10 "$@"
+        draw "$runs" ;;
+esac

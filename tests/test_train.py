@@ -1,0 +1,299 @@
+"""train.py: the schedules, the protocol's rules about data, the metrics, repeatability, small runs that must learn."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import der
+import train
+
+
+def settings(*flags):
+    return train.parse_settings([str(flag) for flag in flags])
+
+
+def results_of(folder):
+    """results.json without the times."""
+    results = json.loads((Path(folder) / "results.json").read_text())
+    return {name: value for name, value in results.items() if name not in ("seconds", "ms_per_image")}
+
+
+def log_of(folder):
+    """log.jsonl without the times."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------- the paper's settings
+
+def rates(s, is_base, epochs, batches=1):
+    """The learning rate of each epoch's first batch."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], s.lr)
+    scheduler = train.make_scheduler(optimizer, s, is_base, epochs, batches)
+    seen = []
+    for _ in range(epochs):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for _ in range(batches if s.schedule == "onecycle" else 1):
+            scheduler.step()
+    return seen
+
+
+def test_paper_learning_rate_epoch_by_epoch():
+    s = settings("--profile", "paper")
+    assert (s.epochs, s.batch, s.lr, s.momentum, s.weight_decay, s.width) == (170, 128, 0.1, 0.9, 5e-4, 64)
+    assert (s.nesterov, s.label_smoothing) == (False, 0.0)
+    expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09] + [0.1] * 101 + [0.01] * 20 + [0.001] * 40
+    got = rates(s, False, s.epochs)
+    print("\n".join(f"epoch {epoch:3}  lr {lr:.4f}" for epoch, lr in enumerate(got)))
+    assert got == pytest.approx(expected)  # falls at epochs 110 and 130: 100 and 120 after the warm-up
+
+
+def test_paper_first_step_of_b50_has_its_own_200_epochs():
+    s = settings("--profile", "paper", "--base", "50")
+    assert s.base_epochs == 200
+    assert rates(s, True, 200) == pytest.approx([0.1] * 60 + [0.01] * 60 + [0.001] * 40 + [0.0001] * 40)
+
+
+def test_paper_stage_2():
+    s = settings("--profile", "paper")
+    assert (s.head_epochs, s.head_lr, s.head_milestones, s.temperature) == (30, 0.1, (15,), 5.0)
+    assert s.views == s.head_epochs  # a new augmentation each epoch
+
+
+def test_fast_is_one_cycle():
+    s = settings("--profile", "fast")
+    got = rates(s, False, s.epochs, batches=100)
+    assert got[0] == pytest.approx(s.lr / 25) and max(got) == pytest.approx(s.lr, rel=1e-3) and got[-1] < 0.01 * s.lr
+
+
+@pytest.mark.parametrize("base, resets", [(0, 3), (2, 2)])
+def test_heads_begin_anew_after_the_warm_up(base, resets, flags, monkeypatch):
+    """Once a step, at epoch 10; but not in the first step of a protocol with a base."""
+    seen, inside = [], []
+    original_epoch, original_reset = train.train_epoch, torch.nn.Linear.reset_parameters
+    monkeypatch.setattr(train, "train_epoch", lambda *a: (seen.append(0), original_epoch(*a))[1])
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters",
+                        lambda self: (inside.append(len(seen)), original_reset(self))[1])
+    train.run(settings(*flags, "--schedule", "steps", "--warmup", "10", "--epochs", "12", "--base-epochs", "12",
+                       "--base", base, "--head-epochs", "1", "--milestones", "1", "2"))
+    # Made new: both heads at expand; after epoch 10 of a step: both; stage 2: the classifier.
+    per_step = [12, 13, 13]
+    starts = [sum(per_step[:t]) for t in range(3)]
+    with_warmup = starts if base == 0 else starts[1:]
+    expected = [x for start in starts for x in (start, start)] + [start + 10 for start in with_warmup for _ in "ab"] + \
+        [start + 12 for start in starts[1:]]
+    assert sorted(inside) == sorted(expected) and len(with_warmup) == resets
+
+
+# --------------------------------------------------------------------------------------------- what a step may see
+
+def scrambling(monkeypatch, which):
+    """After each step overwrite training images: which(labels, n_seen, memory indices) -> mask of those."""
+    original = train.record
+
+    def record(r, *args):
+        original(r, *args)
+        seen = sum(r.increments[:r.step + 1])
+        mask = which(r.data.train_labels, seen, r.memory.indices())
+        noise = torch.randint(0, 256, r.data.train_images.shape, dtype=torch.uint8,
+                              generator=torch.Generator().manual_seed(r.step))
+        r.data.train_images[mask] = noise[mask]
+    monkeypatch.setattr(train, "record", record)
+
+
+def past_beyond_memory(labels, seen, memory):
+    mask = labels < seen
+    mask[memory] = False
+    return mask
+
+
+def the_memory(labels, seen, memory):
+    return torch.zeros_like(labels, dtype=torch.bool).index_fill(0, memory, True)
+
+
+def test_nothing_of_the_past_but_the_memory_is_read(flags, monkeypatch):
+    """Destroying every old image outside the memory changes nothing; destroying the memory's does."""
+    out = Path(flags[-1])
+    train.run(settings(*flags))
+    with monkeypatch.context() as patch:
+        scrambling(patch, past_beyond_memory)
+        train.run(settings(*flags, "--out", out / "past"))
+    with monkeypatch.context() as patch:
+        scrambling(patch, the_memory)
+        train.run(settings(*flags, "--out", out / "memory"))
+    assert log_of(out / "past") == log_of(out) and results_of(out / "past") == results_of(out)
+    assert log_of(out / "memory") != log_of(out)
+
+
+def test_nothing_of_the_future_is_read(flags, monkeypatch):
+    out, original = Path(flags[-1]), train.open_run
+
+    def destroyed(s):
+        r = original(s)
+        r.data.train_images[r.data.train_labels >= 2] = 7
+        r.data.test_images[r.data.test_labels >= 2] = 7
+        return r
+    train.run(settings(*flags, "--steps", 1))
+    monkeypatch.setattr(train, "open_run", destroyed)
+    train.run(settings(*flags, "--steps", 1, "--out", out / "future"))
+    assert log_of(out / "future") == log_of(out) and results_of(out / "future") == results_of(out)
+
+
+@pytest.mark.parametrize("budget, shares", [(("--memory", 24), [12, 6, 4]),
+                                            (("--base", 2, "--memory-per-class", 5), [5, 5, 5])])
+def test_memory_of_a_run(budget, shares, flags, monkeypatch):
+    """Never above its budget, only classes seen, and after each step prefixes of what herding chose at first."""
+    ranked, states, original_herding, original_record = [], [], train.herding, train.record
+
+    def herding(features, m):
+        ranked.append(original_herding(features, 16))
+        return original_herding(features, m)
+
+    def record(r, *args):
+        original_record(r, *args)
+        states.append((sum(r.increments[:r.step + 1]), [c.clone() for c in r.memory.chosen], r.data.train_labels))
+    monkeypatch.setattr(train, "herding", herding)
+    monkeypatch.setattr(train, "record", record)
+    train.run(settings(*flags, *budget))
+    for (seen, chosen, labels), share in zip(states, shares, strict=True):
+        assert len(chosen) == seen
+        for label, indices in enumerate(chosen):
+            assert len(indices) == share and (labels[indices] == label).all()
+            assert torch.equal(indices, data.members(labels, label, label + 1)[ranked[label][:share]])
+
+
+def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch):
+    original, seen = train.train_classifier, []
+
+    def watched(r, samples, progress):
+        before = {name: value.clone() for name, value in r.supernet.state_dict().items()}
+        monkeypatch.setattr(train, "balanced", lambda labels, share, generator: seen.append(
+            labels[chosen := data.balanced(labels, share, generator)].bincount().tolist()) or chosen)
+        original(r, samples, progress)
+        changed = [name for name, value in r.supernet.state_dict().items() if not torch.equal(value, before[name])]
+        assert changed == ["classifier.weight"]
+    monkeypatch.setattr(train, "train_classifier", watched)
+    train.run(settings(*flags))
+    assert seen == [[12] * 4, [6] * 6]  # as many of each new class as exemplars of an old one
+
+
+def test_the_loss_is_eq_2(flags, monkeypatch):
+    """Step 1: L_H alone. Later: L_H + L_Ha over one forward pass; the auxiliary one can be left out."""
+    totals, original = [], train.train_epoch
+
+    def watched(parts, loss, *args):
+        def checked(batch):
+            total, terms = loss(batch)
+            totals.append((sorted(terms), total.item() - sum(term.item() for term in terms.values())))
+            return total, terms
+        return original(parts, checked, *args)
+    monkeypatch.setattr(train, "train_epoch", watched)
+    train.run(settings(*flags, "--steps", 2))
+    assert {tuple(names) for names, _ in totals} == {("classification",), ("auxiliary", "classification")}
+    assert totals[0][0] == ["classification"] and all(abs(rest) < 1e-6 for _, rest in totals)
+    totals.clear()
+    train.run(settings(*flags, "--steps", 2, "--no-auxiliary", "--out", flags[-1] + "-no-auxiliary"))
+    assert {tuple(names) for names, _ in totals} == {("classification",)}
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+def test_summary_by_hand():
+    task_accuracy = [[90.0], [70.0, 80.0], [75.0, 60.0, 85.0]]
+    # forgetting: (90 - 75 + 80 - 60) / 2
+    assert train.summary([90.0, 75.0, 73.0], task_accuracy) == dict(average=79.33, last=73.0, forgetting=17.5)
+    assert train.summary([90.0], [[90.0]]) == dict(average=90.0, last=90.0, forgetting=None)
+    assert train.summary([50.0, 50.0], [[50.0], [60.0, 40.0]])["forgetting"] == 0.0  # the best is the last
+
+
+def test_accuracy_is_that_of_one_plain_forward_pass(flags, monkeypatch):
+    original, compared = train.record, []
+
+    def record(r, stage1, accuracy, task_accuracy):
+        seen = sum(r.increments[:r.step + 1])
+        mask = r.data.test_labels < seen
+        labels = r.data.test_labels[mask]
+        with torch.no_grad():
+            right = r.supernet.eval()(data.to_float(r.data.test_images[mask]))[0].argmax(1) == labels
+        assert accuracy == round(100 * right.float().mean().item(), 2)
+        assert task_accuracy == [round(100 * right[(labels >= k) & (labels < k + 2)].float().mean().item(), 2)
+                                 for k in range(0, seen, 2)]
+        compared.append(seen)
+        original(r, stage1, accuracy, task_accuracy)
+    monkeypatch.setattr(train, "record", record)
+    train.run(settings(*flags))
+    assert compared == [2, 4, 6]
+
+
+# ------------------------------------------------------------------------------------- whole runs: repeatable, learning
+
+def test_results_and_log_have_their_form(flags):
+    train.run(settings(*flags))
+    out = Path(flags[-1])
+    results, config = (json.loads((out / name).read_text()) for name in ("results.json", "config.json"))
+    assert results["protocol"] == "B0-Inc2" and results["classes_seen"] == [2, 4, 6] and results["steps_total"] == 3
+    assert [len(row) for row in results["task_accuracy"]] == [1, 2, 3]
+    assert all(len(results[name]) == 3 for name in train.PER_STEP)
+    assert results["parameters"][0] < results["parameters"][1] < results["parameters"][2]
+    assert config["order"] == "0" and config["epochs"] == 3 and config["machine"]["torch"] == torch.__version__
+    lines = log_of(out)
+    assert [(line["step"], line["stage"], line["epoch"]) for line in lines if line["step"] < 3] == \
+        [(1, 1, 1), (1, 1, 2), (1, 1, 3), (2, 1, 1), (2, 1, 2), (2, 1, 3), (2, 2, 1), (2, 2, 2), (2, 2, 3), (2, 2, 4)]
+    assert "auxiliary" not in lines[0] and "auxiliary" in lines[3]
+
+
+@pytest.mark.parametrize("extra", [(), ("--no-expansion", "--no-auxiliary"), ("--schedule", "steps", "--warmup", "1"),
+                                   ("--precision", "bfloat16", "--base", "4")])
+def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
+    """A run of one process; the same again; one that stops behind each of its checkpoints in turn."""
+    out = Path(flags[-1])
+    train.run(settings(*flags, *extra))
+    train.run(settings(*flags, *extra, "--out", out / "again"))
+    original, stops = der.RunFolder.save, []
+
+    def save_and_stop(self, state):
+        original(self, state)
+        stops.append((state["step"], state["epoch"]))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(der.RunFolder, "save", save_and_stop)
+    while not stops or stops[-1] != (3 if "--base" not in extra else 2, 0):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(settings(*flags, *extra, "--out", out / "stopped"))
+    assert len(stops) == len(set(stops)) > 7
+    monkeypatch.undo()
+    train.run(settings(*flags, *extra, "--out", out / "stopped"))
+    for other in ("again", "stopped"):
+        assert results_of(out / other) == results_of(out) and log_of(out / other) == log_of(out)
+
+
+def test_another_seed_gives_other_numbers(flags):
+    train.run(settings(*flags, "--steps", 1))
+    train.run(settings(*flags, "--steps", 1, "--seed", 1, "--out", flags[-1] + "-1"))
+    assert log_of(flags[-1]) != log_of(flags[-1] + "-1")
+
+
+def test_more_steps_go_on_from_fewer(flags):
+    train.run(settings(*flags, "--steps", 2))
+    assert results_of(flags[-1])["classes_seen"] == [2, 4]
+    train.run(settings(*flags))
+    train.run(settings(*flags, "--out", flags[-1] + "-whole"))
+    assert results_of(flags[-1]) == results_of(flags[-1] + "-whole")
+
+
+def test_der_learns_and_beats_one_network_trained_on(flags):
+    """On data where a chance guess is right in one of six."""
+    longer = ("--width", 4, "--epochs", 12, "--batch", 4, "--head-epochs", 30, "--head-batch", 4, "--memory", 24)
+    ours = train.run(settings(*flags, *longer))
+    baseline = train.run(settings(*flags, *longer, "--no-expansion", "--no-auxiliary", "--out", flags[-1] + "-baseline"))
+    assert ours["last"] > 60 and ours["average"] > baseline["average"]
+
+
+def test_command_line_prints_the_table(flags):
+    done = subprocess.run([sys.executable, Path(train.__file__), *flags, "--steps", "1"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert train.TABLE_HEAD in done.stdout and "average" in done.stdout.splitlines()[-1]

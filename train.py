@@ -1,0 +1,519 @@
+"""The protocol of DER: two-stage learning, step by step; evaluation, results and the command line.
+
+    python train.py --data cifar100 --base 0 --increment 10 --profile fast --out runs/fast/B0-Inc10
+
+The same command goes on where it was stopped. Read `run` first: it is the protocol.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+
+import data as sources
+from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
+    to_float
+from der import DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
+    classification_loss
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used together; the message says which and what to do."""
+
+
+class Diverged(Exception):
+    """A loss that is no longer finite."""
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+def setting(default, text: str, **rule):
+    """A field of Settings: the sentence that --help prints, and its range (least, above, below) or choices."""
+    return field(default=default, metadata={"help": text, "rule": rule})
+
+
+@dataclass
+class Settings:
+    """Every setting of a run; each is a flag of the same name. The defaults are the paper's."""
+
+    data: str = setting("cifar100", "cifar100, synthetic, or the path of an .npz file")
+    root: str = setting("data", "folder into which cifar100 is downloaded")
+    base: int = setting(0, "classes of the first step; 0 = as many as an increment", least=0)
+    increment: int = setting(10, "new classes of every other step", least=1)
+    steps: int = setting(0, "stop after this many steps; 0 = all", least=0)
+    order: str = setting("", "class order: podnet1, podnet2, podnet3, icarl1993 or a seed; empty = podnet1 with 100 "
+                             "classes, else 0")
+    memory: int = setting(2000, "exemplars in all, shared equally by the classes seen (where base is 0)", least=1)
+    memory_per_class: int = setting(20, "exemplars of each class instead (where base is not 0)", least=1)
+    validation: float = setting(0.0, "share of each class's training images to hold out and test on, in place of the "
+                                     "test images: to choose settings", least=0, below=1)
+    profile: str = setting("fast", "preset of the settings", choices=("paper", "fast", "demo"))
+    out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL")
+    restart: bool = setting(False, "start over, whatever the run folder holds")
+    seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**31)
+    device: str = setting("auto", "device; auto = cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
+                             choices=("auto", "bfloat16", "float32"))
+
+    width: int = setting(64, "channels of an extractor's first stage (features = 8 x width)", least=1)
+    expansion: bool = setting(True, "add an extractor each step; without, one is trained on (ablation)")
+    auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
+
+    epochs: int = setting(170, "stage 1: epochs of a step", least=1)
+    schedule: str = setting("steps", "stage 1: learning rate by steps (warm-up, then x 0.1 at milestones) or onecycle",
+                            choices=("steps", "onecycle"))
+    warmup: int = setting(10, "schedule steps: epochs of linear warm-up, after which the heads begin anew", least=0)
+    milestones: tuple = setting((100, 120), "schedule steps: epochs after the warm-up at which the rate falls to a tenth")
+    base_epochs: int = setting(200, "stage 1: epochs of the first step where base is not 0; 0 = as every step", least=0)
+    base_milestones: tuple = setting((60, 120, 160), "its milestones, without a warm-up")
+    batch: int = setting(128, "stage 1: images a batch", least=1)
+    lr: float = setting(0.1, "stage 1: (highest) learning rate", above=0)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov's momentum in stage 1")
+    weight_decay: float = setting(5e-4, "weight decay of both stages", least=0)
+    label_smoothing: float = setting(0.0, "stage 1: label smoothing of both losses", least=0, below=1)
+
+    head_epochs: int = setting(30, "stage 2: epochs", least=1)
+    head_batch: int = setting(128, "stage 2: images a batch", least=1)
+    head_lr: float = setting(0.1, "stage 2: learning rate", above=0)
+    head_milestones: tuple = setting((15,), "stage 2: epochs at which the rate falls to a tenth")
+    temperature: float = setting(5.0, "stage 2: the logits are divided by it", above=0)
+    views: int = setting(30, "stage 2: augmented views of each image whose features are computed; epochs take turns",
+                         least=1)
+
+
+# Where a profile differs from the paper's settings, and why.
+PROFILES = {
+    "paper": {},
+    # A quarter of the epochs. A step has only 5000 to 7000 images: small batches make up for the iterations; one
+    # cycle with Nesterov's momentum and label smoothing needs few of them.
+    "fast": dict(epochs=40, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True,
+                 label_smoothing=0.1, views=6),
+    # As fast, and small enough for any laptop.
+    "demo": dict(data="synthetic", width=8, epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=32,
+                 nesterov=True, label_smoothing=0.1, views=4, memory=200, memory_per_class=10, increment=2),
+}
+MAY_DIFFER = {"root", "out", "device", "data", "steps", "restart", "machine"}  # may differ where a run goes on
+
+
+def parse_settings(arguments: list[str] | None = None) -> Settings:
+    """The command line -> Settings: the paper's, then the profile's, then the flags given."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    for f in fields(Settings):
+        presets = "".join(f"; {name}: {preset[f.name]}" for name, preset in PROFILES.items() if f.name in preset)
+        kind = {"bool": dict(action=argparse.BooleanOptionalAction),
+                "tuple": dict(type=int, nargs="*", metavar="EPOCH")}.get(f.type) or dict(
+            type=type(f.default), choices=f.metadata["rule"].get("choices"),
+            metavar=None if "choices" in f.metadata["rule"] else f.name.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
+                            help=f"{f.metadata['help']} (default: {f.default if f.default != '' else 'empty'}{presets})")
+    given = vars(parser.parse_args(arguments))
+    s = Settings(**{**PROFILES[given.get("profile", "fast")], **given})
+    check_settings(s)
+    return s
+
+
+def check_settings(s: Settings) -> None:
+    """Raise SettingsError for the first setting out of range or at odds with another."""
+    for f in fields(s):
+        value, rule = getattr(s, f.name), f.metadata["rule"]
+        if f.type in ("int", "float") and not (rule.get("above", -math.inf) < value < rule.get("below", math.inf)
+                                               and value >= rule.get("least", -math.inf)):
+            bounds = " and ".join(f"{word} {bound}" for word, bound in rule.items()).replace("least", "at least")
+            raise SettingsError(f"--{f.name.replace('_', '-')} {value}: it must be a number {bounds}")
+    if s.nesterov and not s.momentum:
+        raise SettingsError("--nesterov needs a --momentum above 0")
+    if s.schedule == "steps" and s.warmup >= s.epochs:
+        raise SettingsError(f"--warmup {s.warmup} leaves nothing of --epochs {s.epochs}: lower the first")
+
+
+# ---------------------------------------------------------------------------------------------------------- the run
+
+@dataclass
+class Run:
+    """One run: what it works with and where it stands."""
+
+    settings: Settings
+    folder: RunFolder
+    device: torch.device
+    data: Dataset
+    increments: list[int]  # new classes at each step
+    supernet: Supernet
+    memory: Memory
+    results: dict
+    step: int = 0  # index of the step under way
+    epoch: int = 0  # epochs of its stage 1 that are finished
+    earlier: float = 0.0  # seconds that earlier processes spent on this step
+    clock: float = field(default_factory=time.monotonic)
+    log_bytes: int = 0
+    test_features: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def generator(self, stage: int, epoch: int = 0) -> torch.Generator:
+        """The randomness of an epoch depends on where the run stands alone: resuming needs no generator's state."""
+        return torch.Generator().manual_seed(((self.settings.seed * 1000 + self.step) * 10 + stage) * 10_000 + epoch)
+
+    def seconds(self) -> float:
+        """Wall time of this step so far."""
+        return round(self.earlier + time.monotonic() - self.clock, 1)
+
+    def save(self, **training) -> None:
+        """Write the checkpoint: all that the same command needs to go on from here."""
+        self.folder.save(dict(step=self.step, epoch=self.epoch, seconds=self.seconds(), log_bytes=self.log_bytes,
+                              results=self.results, memory=self.memory.chosen, increments=self.supernet.increments,
+                              frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(), **training))
+
+    def resume(self) -> dict:
+        """Take up the checkpoint, if there is one. Returns it for the state of a training under way, or {}."""
+        state = self.folder.load() or {}
+        if state:
+            self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
+                state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
+            self.supernet.rebuild(state["increments"], state["supernet"], state["frozen"])
+        self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
+        return state
+
+
+def run(s: Settings) -> dict:
+    """One run from its settings, or what is left of it. Returns the results."""
+    r = open_run(s)
+    try:
+        return learn(r, r.resume())
+    finally:
+        r.folder.release()
+
+
+def learn(r: Run, training: dict) -> dict:
+    """The whole protocol: for each step expand, stage 1, stage 2, pick exemplars, test. Returns the results.
+
+    training: the state of a stage 1 under way, from the checkpoint, or {}.
+    """
+    s = r.settings
+    last = min(s.steps or len(r.increments), len(r.increments))
+    progress = Progress(r, last)
+
+    for r.step in range(r.step, last):
+        n_old, n_new = sum(r.increments[:r.step]), r.increments[r.step]
+        fresh = members(r.data.train_labels, n_old, n_old + n_new)  # D_t
+        samples = torch.cat([fresh, r.memory.indices()])  # D~_t = D_t + M_t: nothing else of the past is read
+        if r.epoch == 0:
+            torch.manual_seed(r.generator(stage=0).initial_seed())
+            r.supernet.expand(n_new)
+
+        train_representation(r, samples, n_old, training, progress)  # stage 1
+        r.supernet.freeze()
+        stage1, _ = test(r)
+        if r.step > 0:
+            train_classifier(r, samples, progress)  # stage 2
+        share = r.memory.share(n_old + n_new)
+        classes = [members(r.data.train_labels, label, label + 1) for label in range(n_old, n_old + n_new)]
+        r.memory.add([images[herding(extract(r, images), share)] for images in classes])
+        record(r, stage1, *test(r))
+
+        r.step, r.epoch, r.earlier, r.clock, training = r.step + 1, 0, 0.0, time.monotonic(), {}
+        r.save()
+    return r.results
+
+
+def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[str, float]:
+    """One pass, of either stage. parts: indices, batch by batch; loss(batch) -> total, its terms by name.
+
+    Returns the mean of each term.
+    """
+    sums: dict[str, Tensor] = {}
+    by_batch = isinstance(scheduler, OneCycleLR)
+    for batch in parts:
+        total, terms = loss(batch)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if by_batch:
+            scheduler.step()
+        for name, value in terms.items():  # summed on the device: nothing here waits for it
+            sums[name] = sums.get(name, 0) + value.detach()
+        tick(len(batch))
+    if not by_batch:
+        scheduler.step()
+    return {name: value.item() / len(parts) for name, value in sums.items()}
+
+
+# ------------------------------------------------------------------------------------------ stage 1: representation
+
+def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
+    """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
+    s, net = r.settings, r.supernet
+    is_base = s.base > 0 and r.step == 0 and s.base_epochs > 0
+    epochs = s.base_epochs if is_base else s.epochs
+    lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
+    optimizer = torch.optim.SGD((p for p in net.parameters() if p.requires_grad), s.lr, s.momentum,
+                                weight_decay=s.weight_decay, nesterov=s.nesterov, fused=r.device.type != "mps")
+    scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
+    if r.epoch > 0:
+        optimizer.load_state_dict(training["optimizer"])
+        scheduler.load_state_dict(training["scheduler"])
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        index = samples[batch].to(r.device)
+        labels = r.data.train_labels[index]
+        logits, aux_logits, _ = net(augment(r.data.train_images[index], generator))
+        terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
+        if not lambda_a:
+            return terms["classification"], terms
+        terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
+        return terms["classification"] + lambda_a * terms["auxiliary"], terms  # Eq. 2
+
+    net.train()
+    for epoch in range(r.epoch, epochs):
+        generator, lr = r.generator(1, epoch), scheduler.get_last_lr()[0]
+        if s.schedule == "steps" and not is_base and epoch == s.warmup > 0:
+            torch.manual_seed(generator.initial_seed())
+            net.classifier.reset_parameters()
+            net.auxiliary.reset_parameters()
+        terms = train_epoch(batches(len(samples), s.batch, generator), loss, optimizer, scheduler, progress.tick)
+        r.epoch = epoch + 1
+        progress.epoch(1, r.epoch, epochs, lr, terms)
+        r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
+
+
+def make_scheduler(optimizer, s: Settings, is_base: bool, epochs: int, batches_an_epoch: int) -> LRScheduler:
+    """Stage 1's learning rate: one cycle, batch by batch; or warm-up, then steps, epoch by epoch."""
+    if s.schedule == "onecycle":
+        return OneCycleLR(optimizer, s.lr, epochs=epochs, steps_per_epoch=batches_an_epoch, cycle_momentum=False)
+    if is_base or not s.warmup:
+        return MultiStepLR(optimizer, s.base_milestones if is_base else s.milestones)
+    # Epoch e = 0 .. w - 1 of the warm-up has (e + 1) / w of the full rate, as in the authors' code.
+    warmup = LinearLR(optimizer, 1 / s.warmup, total_iters=s.warmup - 1)
+    return SequentialLR(optimizer, [warmup, MultiStepLR(optimizer, s.milestones)], [s.warmup])
+
+
+# ---------------------------------------------------------------------------------------------- stage 2: classifier
+
+def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
+    """Train H_t from scratch on a class-balanced part of D~_t (samples: indices); the features stay as they are."""
+    s, net, generator = r.settings, r.supernet, r.generator(stage=2)
+    share = max(len(chosen) for chosen in r.memory.chosen)  # all exemplars, and as many of each new class
+    samples = samples[balanced(r.data.train_labels.cpu()[samples], share, generator)]
+    labels = r.data.train_labels[samples.to(r.device)]
+    views = [extract(r, samples, generator) for _ in range(min(s.views, s.head_epochs))]  # each [N, D]
+    torch.manual_seed(generator.initial_seed())
+    net.classifier.reset_parameters()
+    optimizer = torch.optim.SGD(net.classifier.parameters(), s.head_lr, s.momentum, weight_decay=s.weight_decay)
+    scheduler = MultiStepLR(optimizer, s.head_milestones)
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        index = batch.to(r.device)
+        logits = net.classifier(views[epoch % len(views)][index])
+        value = classification_loss(logits / s.temperature, labels[index])
+        return value, {"classification": value}
+
+    for epoch in range(s.head_epochs):
+        lr = scheduler.get_last_lr()[0]
+        terms = train_epoch(batches(len(samples), s.head_batch, generator), loss, optimizer, scheduler, progress.tick)
+        progress.epoch(2, epoch + 1, s.head_epochs, lr, terms)
+
+
+# --------------------------------------------------------------------------------------------- features, evaluation
+
+@torch.no_grad()
+def extract(r: Run, samples: Tensor, generator: torch.Generator | None = None, size: int = 500) -> Tensor:
+    """Super-features [N, D] of training images (indices) in test mode; of augmented ones where there is a generator."""
+    r.supernet.eval()
+    chunks = (r.data.train_images[index.to(r.device)] for index in samples.split(size))
+    return torch.cat([r.supernet.features(augment(chunk, generator) if generator else to_float(chunk))
+                      for chunk in chunks])
+
+
+@torch.no_grad()
+def test(r: Run, size: int = 500) -> tuple[float, list[float]]:
+    """Top-1 (%) over the test images of all classes seen, and over those of each step's classes.
+
+    A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes).
+    """
+    r.supernet.eval()
+    correct = []
+    for task in range(r.step + 1):
+        start = sum(r.increments[:task])
+        index = members(r.data.test_labels, start, start + r.increments[task]).to(r.device)
+        keys = [(branch if r.settings.expansion else r.step, task) for branch in range(len(r.supernet.extractors))]
+        for branch, key in enumerate(keys):
+            if key not in r.test_features:
+                r.test_features[key] = torch.cat([r.supernet.branch(branch, to_float(r.data.test_images[part]))
+                                                  for part in index.split(size)])
+        logits = r.supernet.classifier(torch.cat([r.test_features[key] for key in keys], dim=1))
+        correct.append(logits.argmax(1) == r.data.test_labels[index])
+    return percent(torch.cat(correct)), [percent(c) for c in correct]
+
+
+def percent(correct: Tensor) -> float:
+    """bool [N] -> the share that is true, in % to two decimals."""
+    return round(100 * correct.sum().item() / len(correct), 2)
+
+
+def summary(accuracy: list[float], task_accuracy: list[list[float]]) -> dict:
+    """Average and last accuracy; forgetting: mean over old tasks of best minus last accuracy (None with one step)."""
+    last = task_accuracy[-1]
+    drops = [max(row[k] for row in task_accuracy[k:]) - last[k] for k in range(len(last) - 1)]
+    return dict(average=round(sum(accuracy) / len(accuracy), 2), last=accuracy[-1],
+                forgetting=round(sum(drops) / len(drops), 2) if drops else None)
+
+
+@torch.no_grad()
+def latency(r: Run) -> float:
+    """Milliseconds an image of inference, in batches of LATENCY_BATCH: the best of 5, after one to warm up."""
+    images, times = to_float(r.data.test_images[:LATENCY_BATCH]), []
+    for _ in range(6):
+        start = time.perf_counter()
+        r.supernet(images)[0].sum().item()  # .item() waits for the device
+        times.append(time.perf_counter() - start)
+    return round(1000 * min(times[1:]) / len(images), 4)
+
+
+LATENCY_BATCH = 32
+PER_STEP = ("classes_seen", "accuracy", "accuracy_stage1", "task_accuracy", "parameters", "parameters_unpruned",
+            "ms_per_image", "seconds")
+
+
+def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -> None:
+    """Add the step to the results, write them, print the step's row."""
+    parameters = r.supernet.num_parameters()
+    row = (sum(r.increments[:r.step + 1]), accuracy, stage1, task_accuracy, parameters, parameters, latency(r),
+           r.seconds())
+    for name, value in zip(PER_STEP, row):
+        r.results[name] = [*r.results[name], value]
+    r.results.update(summary(r.results["accuracy"], r.results["task_accuracy"]))
+    r.folder.write("results.json", json.dumps(r.results, indent=1).encode())
+    say(TABLE_HEAD)
+    say(table_row(r.results, r.step))
+
+
+TABLE_HEAD = "step  classes   parameters  stage 1 %  accuracy %  average %  ms/image  seconds"
+
+
+def table_row(results: dict, step: int) -> str:
+    """A row of the table of steps."""
+    classes, accuracy, stage1, _, parameters, _, ms, seconds = (results[name][step] for name in PER_STEP)
+    average = sum(results["accuracy"][:step + 1]) / (step + 1)
+    return (f"{step + 1:4}  {classes:7}  {parameters:11,}  {stage1:9.2f}  {accuracy:10.2f}  {average:9.2f}  {ms:8.2f}"
+            f"  {seconds:7.0f}")
+
+
+# --------------------------------------------------------------------------------------------- beginning, progress, end
+
+def open_run(s: Settings) -> Run:
+    """Check the settings against the data and the run folder, and make all that the run works with."""
+    device = choose_device(s.device)
+    torch.backends.cudnn.benchmark = True
+    data = sources.load(s.data, s.root)
+    classes = len(data.class_names)
+    s.order = s.order or ("podnet1" if classes == 100 else "0")
+    order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)
+    if not s.base and s.memory < classes:
+        raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
+    protocol = f"B{s.base}-Inc{s.increment}"
+    s.out = s.out or f"runs/{s.profile}/{protocol}"
+    folder = RunFolder(s.out)
+    folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
+                 MAY_DIFFER, s.restart)
+    data = data.reorder(order)
+    data = data.hold_out(s.validation) if s.validation else data
+    results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
+                   pruned=False, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
+                   steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device),
+                   **{name: [] for name in PER_STEP})
+    supernet = Supernet(s.width, s.expansion, choose_precision(s.precision, device)).to(device)
+    memory = Memory(s.memory, s.memory_per_class if s.base else 0)
+    return Run(s, folder, device, data.to(device), steps, supernet, memory, results)
+
+
+def machine(device: torch.device) -> dict:
+    """What a reader of the results wants to know of where they were made."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
+                         text=True)
+    return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+                cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
+                python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
+                numpy=np.__version__, commit=git.stdout.strip() or "unknown")
+
+
+class Progress:
+    """Where the run stands: one updating line in a terminal, a plain line an epoch elsewhere."""
+
+    def __init__(self, r: Run, last: int):
+        self.r, self.last, self.text, self.images = r, last, "", 0
+        self.start = self.mark = self.shown = time.monotonic()
+        self.origin = self.position(r.step, r.epoch / r.settings.epochs)
+
+    def position(self, step: int, share: float = 0.0) -> float:
+        """Work behind a point of the run: an image costs a quarter more for each frozen extractor."""
+        costs = [n * (1 + t / 4) for t, n in enumerate(self.r.increments)]
+        return sum(costs[:step]) + share * costs[min(step, len(costs) - 1)]
+
+    def tick(self, images: int) -> None:
+        """Count a batch; in a terminal, show the line again at most twice a second."""
+        self.images += images
+        now = time.monotonic()
+        if sys.stdout.isatty() and now - self.shown > 0.5:
+            self.shown = now
+            print(f"\r\x1b[K{self.text}  {self.images / (now - self.mark):.0f} img/s", end="", flush=True)
+
+    def epoch(self, stage: int, epoch: int, epochs: int, lr: float, terms: dict[str, float]) -> None:
+        """Write the epoch to the log and show it. Raises Diverged where a loss is not finite."""
+        r, now = self.r, time.monotonic()
+        where = f"step {r.step + 1}/{len(r.increments)}  stage {stage}  epoch {epoch}/{epochs}"
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        if not all(map(math.isfinite, terms.values())):
+            raise Diverged(f"{where}: the loss is no longer finite ({losses}). Lower --lr (now {r.settings.lr}); the "
+                           f"checkpoint before this epoch is kept in {r.folder.path}")
+        r.log_bytes = r.folder.append_log(dict(
+            step=r.step + 1, stage=stage, epoch=epoch, **{name: round(value, 5) for name, value in terms.items()},
+            lr=round(lr, 8), seconds=r.seconds()))
+        here = self.position(r.step, epoch / epochs if stage == 1 else 1)
+        left = int((self.position(self.last) - here) * (now - self.start) / max(here - self.origin, 1e-9))
+        self.text = (f"{where}  {losses}  {self.images / (now - self.mark):.0f} img/s  about "
+                     f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+        self.mark, self.images = now, 0
+        if not sys.stdout.isatty() and (stage == 1 or epoch == epochs):
+            say(self.text)
+
+
+def say(line: str) -> None:
+    """Print a line of its own, over the updating one."""
+    print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
+
+
+def main() -> int:
+    """The command line. Exit codes: 0 done, 1 diverged or nothing can be written, 2 bad input, 130 and 143 stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        s = parse_settings()
+        results = run(s)
+    except (SettingsError, DataError, DeviceError, FolderError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except (Diverged, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on behind the last finished epoch")
+        return 130
+    say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
+    say(f"average {results['average']}  last {results['last']}  forgetting {results['forgetting']}  in {s.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
