@@ -10,13 +10,19 @@ import io
 import json
 import os
 import pickle
+import platform
+import re
+import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -45,6 +51,21 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or (
         device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0))
     return torch.bfloat16 if native else torch.float32
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What a reader of results wants to know of where they were made."""
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+                             capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        git = ""
+    return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+                cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
+                python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
+                numpy=np.__version__, commit=git or "unknown")
 
 
 # ---------------------------------------------------------------------------------------------------- the extractor
@@ -192,6 +213,17 @@ class Supernet(nn.Module):
         return sum(p.numel() for module in (self.extractors, self.classifier) for p in module.parameters())
 
 
+@torch.no_grad()
+def latency(net: Supernet, images: Tensor) -> float:
+    """Milliseconds an image of inference on this batch [B, 3, H, W]: the best of 5, after one to warm up."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        net(images)[0].sum().item()  # .item() waits for the device
+        times.append(time.perf_counter() - start)
+    return round(1000 * min(times[1:]) / len(images), 4)
+
+
 # ------------------------------------------------------------------------------------------------------- the losses
 
 def auxiliary_targets(labels: Tensor, n_old: int) -> Tensor:
@@ -225,8 +257,11 @@ class RunFolder:
 
     def claim(self, config: dict, may_differ: set[str], restart: bool = False) -> None:
         """Make or take up the folder for this process alone. Raises FolderError where it holds another run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.path, os.O_RDONLY)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give another --out") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
             self.check(config, may_differ, restart)

@@ -9,18 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
 
@@ -28,7 +23,7 @@ import data as sources
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
 from der import DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
-    classification_loss
+    classification_loss, latency, machine
 
 
 class SettingsError(Exception):
@@ -55,12 +50,11 @@ class Settings:
     base: int = setting(0, "classes of the first step; 0 = as many as an increment", least=0)
     increment: int = setting(10, "new classes of every other step", least=1)
     steps: int = setting(0, "stop after this many steps; 0 = all", least=0)
-    order: str = setting("", "class order: podnet1, podnet2, podnet3, icarl1993 or a seed; empty = podnet1 with 100 "
-                             "classes, else 0")
+    order: str = setting("", "class order: podnet1 .. 3, icarl1993 or a seed; empty = podnet1 with 100 classes, else 0")
     memory: int = setting(2000, "exemplars in all, shared equally by the classes seen (where base is 0)", least=1)
     memory_per_class: int = setting(20, "exemplars of each class instead (where base is not 0)", least=1)
-    validation: float = setting(0.0, "share of each class's training images to hold out and test on, in place of the "
-                                     "test images: to choose settings", least=0, below=1)
+    validation: float = setting(0.0, "test on this share of the training images, held out, to choose settings", least=0,
+                                below=1)
     profile: str = setting("fast", "preset of the settings", choices=("paper", "fast", "demo"))
     out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL")
     restart: bool = setting(False, "start over, whatever the run folder holds")
@@ -74,10 +68,9 @@ class Settings:
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 
     epochs: int = setting(170, "stage 1: epochs of a step", least=1)
-    schedule: str = setting("steps", "stage 1: learning rate by steps (warm-up, then x 0.1 at milestones) or onecycle",
-                            choices=("steps", "onecycle"))
-    warmup: int = setting(10, "schedule steps: epochs of linear warm-up, after which the heads begin anew", least=0)
-    milestones: tuple = setting((100, 120), "schedule steps: epochs after the warm-up at which the rate falls to a tenth")
+    schedule: str = setting("steps", "stage 1: course of the learning rate", choices=("steps", "onecycle"))
+    warmup: int = setting(10, "steps: epochs of linear warm-up, after which the heads begin anew", least=0)
+    milestones: tuple = setting((100, 120), "steps: epochs after the warm-up at which the rate falls to a tenth")
     base_epochs: int = setting(200, "stage 1: epochs of the first step where base is not 0; 0 = as every step", least=0)
     base_milestones: tuple = setting((60, 120, 160), "its milestones, without a warm-up")
     batch: int = setting(128, "stage 1: images a batch", least=1)
@@ -92,27 +85,33 @@ class Settings:
     head_lr: float = setting(0.1, "stage 2: learning rate", above=0)
     head_milestones: tuple = setting((15,), "stage 2: epochs at which the rate falls to a tenth")
     temperature: float = setting(5.0, "stage 2: the logits are divided by it", above=0)
-    views: int = setting(30, "stage 2: augmented views of each image whose features are computed; epochs take turns",
-                         least=1)
+    views: int = setting(30, "stage 2: augmented views of each image, by turns; their features are fixed", least=1)
 
 
 # Where a profile differs from the paper's settings, and why.
 PROFILES = {
     "paper": {},
     # A quarter of the epochs. A step has only 5000 to 7000 images: small batches make up for the iterations; one
-    # cycle with Nesterov's momentum and label smoothing needs few of them.
+    # cycle with Nesterov's momentum and label smoothing needs few. More views of stage 2 gained nothing.
     "fast": dict(epochs=40, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True,
-                 label_smoothing=0.1, views=6),
-    # As fast, and small enough for any laptop.
-    "demo": dict(data="synthetic", width=8, epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=32,
-                 nesterov=True, label_smoothing=0.1, views=4, memory=200, memory_per_class=10, increment=2),
+                 label_smoothing=0.1, head_batch=32, views=2),
+    # As fast, on a data set and with a network small enough for any laptop.
+    "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True, label_smoothing=0.1,
+                 head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=400),
 }
 MAY_DIFFER = {"root", "out", "device", "data", "steps", "restart", "machine"}  # may differ where a run goes on
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line like all others."""
+
+    def error(self, message: str) -> None:
+        raise SettingsError(f"{message} (python train.py --help lists the flags)")
+
+
 def parse_settings(arguments: list[str] | None = None) -> Settings:
     """The command line -> Settings: the paper's, then the profile's, then the flags given."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     for f in fields(Settings):
         presets = "".join(f"; {name}: {preset[f.name]}" for name, preset in PROFILES.items() if f.name in preset)
         kind = {"bool": dict(action=argparse.BooleanOptionalAction),
@@ -370,18 +369,7 @@ def summary(accuracy: list[float], task_accuracy: list[list[float]]) -> dict:
                 forgetting=round(sum(drops) / len(drops), 2) if drops else None)
 
 
-@torch.no_grad()
-def latency(r: Run) -> float:
-    """Milliseconds an image of inference, in batches of LATENCY_BATCH: the best of 5, after one to warm up."""
-    images, times = to_float(r.data.test_images[:LATENCY_BATCH]), []
-    for _ in range(6):
-        start = time.perf_counter()
-        r.supernet(images)[0].sum().item()  # .item() waits for the device
-        times.append(time.perf_counter() - start)
-    return round(1000 * min(times[1:]) / len(images), 4)
-
-
-LATENCY_BATCH = 32
+LATENCY_BATCH = 32  # images
 PER_STEP = ("classes_seen", "accuracy", "accuracy_stage1", "task_accuracy", "parameters", "parameters_unpruned",
             "ms_per_image", "seconds")
 
@@ -389,8 +377,8 @@ PER_STEP = ("classes_seen", "accuracy", "accuracy_stage1", "task_accuracy", "par
 def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -> None:
     """Add the step to the results, write them, print the step's row."""
     parameters = r.supernet.num_parameters()
-    row = (sum(r.increments[:r.step + 1]), accuracy, stage1, task_accuracy, parameters, parameters, latency(r),
-           r.seconds())
+    row = (sum(r.increments[:r.step + 1]), accuracy, stage1, task_accuracy, parameters, parameters,
+           latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), r.seconds())
     for name, value in zip(PER_STEP, row):
         r.results[name] = [*r.results[name], value]
     r.results.update(summary(r.results["accuracy"], r.results["task_accuracy"]))
@@ -436,17 +424,6 @@ def open_run(s: Settings) -> Run:
     supernet = Supernet(s.width, s.expansion, choose_precision(s.precision, device)).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)
-
-
-def machine(device: torch.device) -> dict:
-    """What a reader of the results wants to know of where they were made."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
-                         text=True)
-    return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-                cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
-                python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
-                numpy=np.__version__, commit=git.stdout.strip() or "unknown")
 
 
 class Progress:

@@ -1,0 +1,196 @@
+"""Bad input: one line on stderr that says what is wrong and what to do, exit code 2, nothing lost."""
+import json
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import der
+import train
+
+
+def call(monkeypatch, capsys, flags):
+    """train.py in this process -> exit code and what it wrote to stderr."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])
+    code = train.main()
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra, line", [
+    (["--width", "0"], "--width 0: it must be a number at least 1"),
+    (["--width", "wide"], "invalid int value: 'wide'"),
+    (["--lr", "-1"], "--lr -1.0: it must be a number above 0"),
+    (["--lr", "nan"], "--lr nan: it must be a number above 0"),
+    (["--head-lr", "inf"], "--head-lr inf: it must be a number above 0"),
+    (["--momentum", "1"], "--momentum 1.0: it must be a number at least 0 and below 1"),
+    (["--momentum", "0"], "--nesterov needs a --momentum above 0"),
+    (["--weight-decay", "-0.1"], "--weight-decay -0.1: it must be a number at least 0"),
+    (["--label-smoothing", "1"], "--label-smoothing 1.0"),
+    (["--temperature", "0"], "--temperature 0.0: it must be a number above 0"),
+    (["--epochs", "0"], "--epochs 0: it must be a number at least 1"),
+    (["--batch", "0"], "--batch 0"),
+    (["--views", "0"], "--views 0"),
+    (["--head-epochs", "0"], "--head-epochs 0"),
+    (["--seed", "-1"], "--seed -1"),
+    (["--steps", "-1"], "--steps -1"),
+    (["--validation", "1"], "--validation 1.0"),
+    (["--milestones", "ten"], "invalid int value: 'ten'"),
+    (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of --epochs 3"),
+    (["--schedule", "cosine"], "invalid choice: 'cosine'"),
+    (["--profile", "quick"], "invalid choice: 'quick'"),
+    (["--precision", "int8"], "invalid choice: 'int8'"),
+    (["--device", "tpu"], "invalid choice: 'tpu'"),
+    (["--sparcity", "1"], "unrecognized arguments: --sparcity 1"),
+    (["--order", "alphabet"], "unknown class order 'alphabet'"),
+    (["--order", "podnet1"], "the class order podnet1 lists 100 classes and the data has 6"),
+    (["--increment", "0"], "--increment 0: it must be a number at least 1"),
+    (["--increment", "4"], "6 classes cannot be divided into base 0 and steps of 4"),
+    (["--base", "5"], "6 classes cannot be divided into base 5 and steps of 2"),
+    (["--base", "8"], "6 classes cannot be divided into base 8"),
+    (["--memory", "5"], "--memory 5: it must hold an exemplar of each of the 6 classes"),
+    (["--base", "2", "--memory-per-class", "0"], "--memory-per-class 0: it must be a number at least 1"),
+    (["--data", "nowhere.npz"], "there is no data set 'nowhere.npz'"),
+])
+def test_flags(extra, line, flags, monkeypatch, capsys, tmp_path):
+    code, err = call(monkeypatch, capsys, flags + extra)
+    assert code == 2 and line in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_device(flags, monkeypatch, capsys):
+    code, err = call(monkeypatch, capsys, flags + ["--device", "cuda"])
+    assert code == 2 and "--device cuda: this machine has none" in err and err.count("\n") == 1
+
+
+def without(key):
+    return lambda arrays: arrays.pop(key)
+
+
+def replaced(key, apply):
+    return lambda arrays: arrays.update({key: apply(arrays[key])})
+
+
+@pytest.mark.parametrize("damage, line", [
+    (without("test_labels"), "lacks test_labels"),
+    (replaced("train_images", lambda x: x.astype(np.float32)), "train_images is float32"),
+    (replaced("train_images", lambda x: x[:, :, 0, 0]), "train_images is uint8 [96, 12]"),
+    (replaced("train_images", lambda x: np.repeat(x, 2, 3)), "train_images is uint8 [96, 12, 12, 6]"),
+    (replaced("train_images", lambda x: x[:0]), "train_images is uint8 [0, 12, 12, 3]"),
+    (replaced("train_images", lambda x: x[:, :4, :4]), "train_images are 4 x 4 pixels"),
+    (replaced("test_images", lambda x: x[:, :8, :8]), "make them the same size"),
+    (replaced("train_labels", lambda x: x[1:]), "train_labels is uint8 [95, 1]: it must be integers [96]"),
+    (replaced("train_labels", lambda x: x.astype(np.float64)), "train_labels is float64"),
+    (replaced("train_labels", lambda x: np.repeat(x, 14, 1)), "train_labels is uint8 [96, 14]"),
+    (replaced("train_labels", lambda x: x.astype(np.int64) - 1), "train_labels has -1"),
+    (replaced("train_labels", lambda x: np.where(x == 3, 4, x)), "class 3 has too few images"),
+    (replaced("train_labels", lambda x: np.where(np.arange(96)[:, None] == 40, 6, x)), "class 6 has too few images"),
+    (replaced("test_labels", lambda x: np.where(x == 2, 1, x)), "class 2 has too few images"),
+    (replaced("test_labels", lambda x: x + 1), "too few images"),
+    (lambda arrays: arrays.update(class_names=np.array(["a", "b"])), "class_names has 2 entries for 6 classes"),
+    (replaced("train_labels", lambda x: x.astype(object)), "is not a readable .npz file"),
+])
+def test_data_sets(damage, line, arrays, flags, monkeypatch, capsys, tmp_path):
+    damage(arrays)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    code, err = call(monkeypatch, capsys, flags + ["--data", tmp_path / "bad.npz"])
+    assert code == 2 and line in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+class Boom:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", pickle.dumps(Boom()), None])
+def test_files_that_are_no_npz(content, flags, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.npz"
+    path.mkdir() if content is None else path.write_bytes(content)
+    code, err = call(monkeypatch, capsys, flags + ["--data", path])
+    assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
+    assert not (tmp_path / "executed").exists()
+
+
+def test_truncated_npz(flags, tiny, monkeypatch, capsys, tmp_path):
+    whole = open(tiny, "rb").read()
+    (tmp_path / "half.npz").write_bytes(whole[:len(whole) // 2])
+    code, err = call(monkeypatch, capsys, flags + ["--data", tmp_path / "half.npz"])
+    assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
+
+
+# --------------------------------------------------------------------------------------------------- the run folder
+
+def test_other_settings_on_an_old_folder(flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    code, err = call(monkeypatch, capsys, flags + ["--steps", "1", "--lr", "0.2", "--no-auxiliary"])
+    assert code == 2 and "auxiliary True (now False), lr 0.1 (now 0.2)" in err and "--restart" in err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+    assert call(monkeypatch, capsys, flags + ["--steps", "1", "--lr", "0.2", "--restart"])[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.2
+
+
+def test_two_at_once(flags, monkeypatch, capsys, tmp_path):
+    folder = der.RunFolder(tmp_path / "run")
+    folder.claim({}, set())
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 2 and "another process is at work" in err and err.count("\n") == 1
+    folder.release()
+
+
+def test_out_is_a_file(flags, monkeypatch, capsys, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 2 and "cannot be a run folder" in err and (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"\xff" * 8 + b[3008:]])
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypatch, capsys, tmp_path):
+    call(monkeypatch, capsys, flags + ["--steps", "2"])
+    whole = json.loads((tmp_path / "run" / "results.json").read_text())
+    for name in ("checkpoint.pt", "checkpoint.old.pt"):
+        path = tmp_path / "run" / name
+        path.write_bytes(harm(path.read_bytes()))
+        code, err = call(monkeypatch, capsys, flags + ["--steps", "2"])
+        assert f"{name} is damaged" in err
+        if name == "checkpoint.pt":
+            assert code == 0
+            again = json.loads((tmp_path / "run" / "results.json").read_text())
+            assert again["accuracy"] == whole["accuracy"]
+            (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged too")
+    assert code == 2 and "start over with --restart" in err
+
+
+def test_a_checkpoint_executes_nothing(flags, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    torch.save({"step": Boom()}, tmp_path / "run" / "checkpoint.pt")
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 2 and "damaged" in err and not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(flags, monkeypatch, capsys, tmp_path):
+    original, calls = der.RunFolder.write, []
+
+    def write(self, name, content):
+        calls.append(name)
+        if calls.count("checkpoint.new.pt") == 3:
+            raise OSError(28, "No space left on device")
+        original(self, name, content)
+    monkeypatch.setattr(der.RunFolder, "write", write)
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 1 and "No space left on device" in err
+    assert der.RunFolder(tmp_path / "run").load()["epoch"] == 2
+    monkeypatch.undo()
+    assert call(monkeypatch, capsys, flags)[0] == 0
+
+
+def test_divergence_stops_with_the_place_and_the_setting(flags, monkeypatch, capsys, tmp_path):
+    code, err = call(monkeypatch, capsys, flags + ["--lr", "1e30"])
+    assert code == 1 and "step 1/3  stage 1  epoch 1/3: the loss is no longer finite" in err and "--lr" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,93 @@
+"""plots/: what is drawn from which files, and one line for files that cannot be drawn."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLOTS = Path(__file__).parents[1] / "plots"
+REFERENCE = json.loads((PLOTS / "reference.json").read_text())
+
+
+def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, **changes):
+    """A run folder with made-up results."""
+    folder.mkdir(parents=True)
+    base, increment = (int(part) for part in protocol[1:].split("-Inc"))
+    tasks = [[90.0 - 5 * t - k for k in range(t + 1)] for t in range(done)]
+    accuracy = [sum(row) / len(row) for row in tasks]
+    results = dict(
+        protocol=protocol, dataset=dataset, profile="fast", width=16, order="podnet1", seed=0, pruned=False,
+        expansion=True, auxiliary=True, num_classes=100, steps_total=steps, latency_batch=32, latency_device="cpu",
+        classes_seen=[(base or increment) + increment * t for t in range(done)], accuracy=accuracy,
+        accuracy_stage1=accuracy, task_accuracy=tasks, average=sum(accuracy) / done, last=accuracy[-1],
+        forgetting=10.0, parameters=[700_000 * (t + 1) for t in range(done)],
+        parameters_unpruned=[700_000 * (t + 1) for t in range(done)], ms_per_image=[0.3] * done, seconds=[60.0] * done)
+    results.update(changes)
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.json").write_text(json.dumps(dict(results, epochs=4, validation=0.0, machine={"torch": "2"})))
+    log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1 / (e + 1), auxiliary=0.5, lr=0.1, seconds=1.0)
+           for t in range(done) for e in range(4)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+
+def plot(script, folder, *more):
+    return subprocess.run([sys.executable, PLOTS / script, folder, *more], capture_output=True, text=True)
+
+
+def test_everything_is_drawn(tmp_path):
+    make_run(tmp_path / "a", "B0-Inc5", steps=20)
+    make_run(tmp_path / "b", "B0-Inc10", done=3, steps=3)
+    make_run(tmp_path / "c", "B0-Inc10", expansion=False, auxiliary=False)
+    for script in ("figure4.py", "figure5.py", "figure6.py", "tables.py"):
+        done = plot(script, tmp_path)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    for name in ("figure4", "figure5", "figure6"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"{name}.png" in report for name in ("figure4", "figure5", "figure6"))
+    table1, table2 = ((tmp_path / f"table{i}.md").read_text() for i in (1, 2))
+    assert "75.36" in table1 and "75.40" in table1 and "†" in table1  # paper, report, and our 3 of 20 steps
+    assert "65.34" in table2 and "40.81" in table2 and "not run" in table2
+
+
+def test_other_data_gets_no_cifar_numbers(tmp_path):
+    make_run(tmp_path / "a", "B0-Inc4", "synthetic", num_classes=20)
+    for script in ("figure4.py", "figure6.py", "tables.py"):
+        assert plot(script, tmp_path).returncode == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "synthetic" in text and "75.36" not in text and "iCaRL" not in text
+    pdf = subprocess.run(["strings", tmp_path / "figure4.pdf"], capture_output=True, text=True).stdout
+    assert "paper" not in pdf
+
+
+def test_reference_numbers():
+    curves = REFERENCE["paper"]["curves"]
+    assert round(sum(curves["B0-Inc10"]["DER (w/o pruning)"]) / 10, 2) == 75.36
+    assert {name: len(curve) for name, curve in REFERENCE["report"]["curves"].items()} == \
+        {"B0-Inc5": 20, "B0-Inc10": 10, "B50-Inc10": 6}
+    losses = REFERENCE["report_losses"]
+    assert len(losses["classification"]) == len(losses["auxiliary"]) == 3 * 170
+
+
+@pytest.mark.parametrize("damage, line", [
+    (lambda path: path.write_text("{"), "not readable as JSON"),
+    (lambda path: path.write_text("[]"), "not a JSON object"),
+    (lambda path: path.write_bytes(b"\xff\xfe"), "unreadable"),
+    (lambda path: path.write_text(path.read_text().replace('"last"', '"lost"')), "'last' is missing"),
+    (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0]")), "'seconds' has 1 entries"),
+    (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0, NaN, 60.0]")), "not a number"),
+    (lambda path: path.unlink(), "no run in it has a results.json"),
+])
+def test_damaged_results(damage, line, tmp_path):
+    make_run(tmp_path / "a")
+    damage(tmp_path / "a" / "results.json")
+    done = plot("figure6.py", tmp_path)
+    assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "figure6.png").exists()
+
+
+def test_no_folder(tmp_path):
+    done = plot("figure4.py", tmp_path / "nothing")
+    assert done.returncode == 2 and "no such folder" in done.stderr and done.stderr.count("\n") == 1
