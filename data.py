@@ -294,8 +294,8 @@ def check_labels(path: str, split: str, labels: np.ndarray, count: int) -> np.nd
 def synthetic(classes: int = 20, train: int = 100, test: int = 50, seed: int = 0) -> Dataset:
     """Seeded images 32 x 32 for a first run: each class is a smooth coloured pattern, moved about, under clutter.
 
-    train, test: images a class. Learnable by a small network in a few epochs, not trivial: the clutter is as strong
-    as the pattern.
+    train, test: images a class. Learnable by a small network in a few epochs, not trivial: the clutter is nearly as
+    strong as the pattern.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -307,7 +307,7 @@ def synthetic(classes: int = 20, train: int = 100, test: int = 50, seed: int = 0
     labels = torch.arange(classes).repeat_interleave(train + test)
     shift = torch.randint(-6, 7, (len(labels), 2), generator=generator)
     moved = torch.stack([patterns[c].roll((int(dy), int(dx)), (1, 2)) for c, (dy, dx) in zip(labels, shift)])
-    images = moved + smooth(len(labels)) + 0.3 * torch.randn(len(labels), 3, 32, 32, generator=generator)
+    images = moved + 0.7 * smooth(len(labels)) + 0.3 * torch.randn(len(labels), 3, 32, 32, generator=generator)
     images = (128 + 48 * images).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     is_train = (torch.arange(train + test) < train).repeat(classes)
     names = [f"pattern {label}" for label in range(classes)]

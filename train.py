@@ -96,8 +96,8 @@ PROFILES = {
     "fast": dict(epochs=40, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True,
                  label_smoothing=0.1, head_batch=32, views=2),
     # As fast, on a data set and with a network small enough for any laptop.
-    "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True, label_smoothing=0.1,
-                 head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=400),
+    "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
+                 head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
 }
 MAY_DIFFER = {"root", "out", "device", "data", "steps", "restart", "machine"}  # may differ where a run goes on
 
