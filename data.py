@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,17 +83,17 @@ def herding(features: Tensor, m: int) -> Tensor:
 
     features [N, D] of one class -> LongTensor [min(m, N)], in order of choice: a smaller m gives a prefix.
     """
-    f = F.normalize(features.double(), dim=1)  # double: ties and their order do not depend on rounding
+    f = F.normalize(features.cpu().double(), dim=1)  # double: ties and their order do not depend on rounding
     mean, picked_sum = f.mean(0), torch.zeros_like(f[0])
-    free = torch.ones(len(f), dtype=torch.bool, device=f.device)
+    free = torch.ones(len(f), dtype=torch.bool)
     order = []
     for k in range(1, min(m, len(f)) + 1):
         distance = (mean - (picked_sum + f) / k).norm(dim=1).masked_fill(~free, math.inf)  # [N]
         best = distance.argmin()
         free[best] = False
         picked_sum += f[best]
-        order.append(best)
-    return torch.stack(order).cpu() if order else torch.empty(0, dtype=torch.long)
+        order.append(int(best))
+    return torch.tensor(order, dtype=torch.long)
 
 
 class Memory:
@@ -139,12 +140,12 @@ class Dataset:
                        position[self.test_labels], [self.class_names[label] for label in order])
 
     def hold_out(self, fraction: float) -> Dataset:
-        """Put this fraction of each class's training images in the place of the test set, to choose settings on."""
+        """Put this fraction of each class's training images (at least one) in the place of the test set."""
         test = torch.zeros(len(self.train_labels), dtype=torch.bool)
         for label in range(len(self.class_names)):
             members = (self.train_labels == label).nonzero()[:, 0]
             members = members[torch.randperm(len(members), generator=torch.Generator().manual_seed(label))]
-            test[members[:round(fraction * len(members))]] = True
+            test[members[:min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
         return Dataset(self.name, self.train_images[~test], self.train_labels[~test], self.train_images[test],
                        self.train_labels[test], self.class_names)
 
@@ -198,8 +199,12 @@ def balanced(labels: Tensor, share: int, generator: torch.Generator) -> Tensor:
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A random order of range(count) in batches of nearly equal size, at most size (no single image is left over)."""
-    return torch.randperm(count, generator=generator).tensor_split(math.ceil(count / size))
+    """A random order of range(count) in batches of nearly equal size, at most size but never a single image.
+
+    BatchNorm needs two. So count = 7, size = 2 gives 3, 2, 2.
+    """
+    parts = max(1, min(math.ceil(count / size), count // 2))
+    return torch.randperm(count, generator=generator).tensor_split(parts)
 
 
 # ------------------------------------------------------------------------------------------------------ the sources
@@ -249,7 +254,7 @@ def from_npz(path: str) -> Dataset:
     if len(names) != classes:
         raise DataError(f"{path}: class_names has {len(names)} entries for {classes} classes: give one a class")
     is_cifar = classes == 100 and int(images["train"].sum(dtype=np.int64)) == CIFAR100_SUM
-    name = "CIFAR-100" if is_cifar else os.path.splitext(os.path.basename(path))[0]
+    name = "CIFAR-100" if is_cifar else os.path.basename(path)
     tensors = (images["train"], labels["train"], images["test"], labels["test"])
     return Dataset(name, *(torch.from_numpy(np.ascontiguousarray(t)) for t in tensors), names)
 
@@ -264,7 +269,7 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
             return {key: file[key] for key in [*keys, "class_names"] if key in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no data set {path!r}: give cifar100, synthetic or the path of an .npz file") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error}): write it with numpy.savez, "
                         "without objects") from None
 
@@ -286,8 +291,9 @@ def check_labels(path: str, split: str, labels: np.ndarray, count: int) -> np.nd
     if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
         raise DataError(f"{path}: {split}_labels is {labels.dtype} {list(labels.shape)}: it must be integers "
                         f"[{count}] or [{count}, 1], one for each image")
-    if labels.min() < 0:
-        raise DataError(f"{path}: {split}_labels has {labels.min()}: labels must run from 0 without a gap")
+    if labels.min() < 0 or labels.max() >= 2**16:
+        raise DataError(f"{path}: {split}_labels runs from {labels.min()} to {labels.max()}: labels must be the whole "
+                        "numbers from 0 on, without a gap")
     return labels.astype(np.int64).ravel()
 
 

@@ -140,6 +140,7 @@ class Supernet(nn.Module):
         self.classifier: nn.Linear | None = None
         self.auxiliary: nn.Linear | None = None
         self.increments: list[int] = []  # new classes at each step so far
+        self.class_names: list[str] = []  # in order of arrival, where the data set names them
         self.folded: list[ResNet18] = []  # inference copies of the frozen extractors, outside the parameters
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
@@ -189,6 +190,12 @@ class Supernet(nn.Module):
             extractor.eval()
         return self
 
+    def _apply(self, function, *args, **kwargs):
+        """What nn.Module does to move and cast: the folded copies move along."""
+        for folded in self.folded:
+            folded._apply(function)
+        return super()._apply(function, *args, **kwargs)
+
     def branch(self, index: int, images: Tensor) -> Tensor:
         """Features of one extractor: images [B, 3, H, W] in [0, 1] -> [B, d], float32."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -207,6 +214,20 @@ class Supernet(nn.Module):
         features = self.features(images)
         newest = features[:, -self.extractors[-1].features:]
         return self.classifier(features), self.auxiliary(newest), features
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | np.ndarray, size: int = 500) -> tuple[list[str], Tensor]:
+        """Classify images uint8 [N, H, W, 3] -> N class names, and probabilities [N, classes] on the CPU.
+
+        The columns of the probabilities are in the order of class_names.
+        """
+        images = torch.as_tensor(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"predict takes uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        self.eval()
+        scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in images.split(size))
+        probabilities = torch.cat([self(part)[0].softmax(1).cpu() for part in scaled])
+        return [self.class_names[index] for index in probabilities.argmax(1)], probabilities
 
     def num_parameters(self) -> int:
         """Parameters of the model that is used after a step: all extractors and the classifier."""
@@ -271,7 +292,8 @@ class RunFolder:
         except FolderError:
             self.release()
             raise
-        self.write("config.json", json.dumps(config, indent=1).encode())
+        if not (self.path / "config.json").exists():  # where and with what a run began stays written there
+            self.write("config.json", json.dumps(config, indent=1).encode())
 
     def check(self, config: dict, may_differ: set[str], restart: bool) -> None:
         """Raise FolderError where the folder holds a run with other settings; with restart, empty it instead."""
@@ -314,12 +336,14 @@ class RunFolder:
         """Add a line to log.jsonl. Returns the file's length in bytes."""
         with open(self.path / "log.jsonl", "ab") as file:
             file.write((json.dumps(line) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
             return file.tell()
 
     def cut_log(self, length: int) -> None:
         """Drop what stands in log.jsonl behind its first length bytes."""
         with open(self.path / "log.jsonl", "ab") as file:
-            file.truncate(length)
+            file.truncate(min(length, file.tell()))
 
     def save(self, state: dict) -> None:
         """Write checkpoint.pt; the one before it stays beside it as checkpoint.old.pt."""
@@ -348,3 +372,20 @@ class RunFolder:
         if there:
             raise FolderError(f"no whole checkpoint is left in {self.path}: start over with --restart")
         return None
+
+
+def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") -> Supernet:
+    """The supernet that a run has trained, as it is after its last finished step, ready for predict.
+
+    Raises FolderError where there is none, or the run is in the middle of a step.
+    """
+    folder = RunFolder(run_folder)
+    config, state = folder.read_config(), folder.load()
+    if not config or not state or state["epoch"] > 0:
+        raise FolderError(f"{folder.path} holds no finished step: " +
+                          ("let the run go on to the step's end" if state else "give the folder of a run"))
+    where = choose_device(device)
+    net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
+    net.rebuild(state["increments"], state["supernet"], state["frozen"])
+    net.class_names = state["class_names"][:sum(state["increments"])]
+    return net.eval()

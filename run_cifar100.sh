@@ -6,7 +6,8 @@
 #   bash run_cifar100.sh paper         the same with the paper's settings
 #   bash run_cifar100.sh demo          the three protocols scaled to a small synthetic data set: minutes on any laptop
 #   bash run_cifar100.sh ablation      Table 2: B0-Inc10 without expansion, without the auxiliary loss, with both
-#   bash run_cifar100.sh figures       figures and tables again, from the results that are there
+#                                      (ablation --profile paper: with the paper's settings)
+#   bash run_cifar100.sh figures       figures and tables again, from the results that are there (or: figures FOLDER)
 #   bash run_cifar100.sh test          the tests
 #
 # Further arguments go to train.py (--data, --root, --width, --epochs, --order, --device, ...; python train.py --help).
@@ -14,15 +15,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-usage() { sed -n '2,/^set -/{/^set -/d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]##*/}"; }
 
 set_up() { # name a Python that has the packages, installing them into .venv where the running one lacks any
     local lacks='import sys, importlib.util as u; sys.exit(any(u.find_spec(m) is None for m in sys.argv[1:]))'
-    python=$(command -v python3 || command -v python) || { echo "run_cifar100.sh: no Python 3 found" >&2; exit 2; }
+    python=$(command -v python3) || { echo "run_cifar100.sh: no Python 3 found" >&2; exit 2; }
     [ ! -x .venv/bin/python ] || python=.venv/bin/python
     "$python" -c "$lacks" torch torchvision numpy matplotlib "$@" && return
     echo "Installing requirements.txt into .venv (once; some minutes)"
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    python3 -m venv .venv  # completes one that was interrupted
     python=.venv/bin/python
     "$python" -m pip install --quiet -r requirements.txt
 }
@@ -54,6 +55,9 @@ if [ "$mode" = ablation ]; then
     profile=fast
     [ "${1:-}" != --profile ] || { profile=${2:?--profile needs a name}; shift 2; }
 fi
+for argument in "$@"; do
+    [ "$argument" != --profile ] || { echo "run_cifar100.sh: give the profile as the mode: fast, paper or demo" >&2; exit 2; }
+done
 runs=${RUNS:-runs/$profile}
 
 case $mode in
@@ -63,11 +67,14 @@ case $mode in
     figures)
         set_up
         shopt -s nullglob
-        folders=("$@")
-        [ $# -gt 0 ] || folders=($(printf '%s\n' runs/*/*/results.json plots/measured/*/results.json |
-            sed 's|/[^/]*/results.json$||' | sort -u))
-        [ ${#folders[@]} -gt 0 ] || { echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; }
-        for folder in "${folders[@]}"; do draw "$folder"; done ;;
+        [ $# -gt 0 ] || [ -z "${RUNS:-}" ] || set -- "$RUNS"
+        [ $# -gt 0 ] || set -- runs/* plots/measured
+        drawn=
+        for folder in "$@"; do
+            results=("$folder"/*/results.json)
+            [ ${#results[@]} -eq 0 ] || { draw "$folder"; drawn=yes; }
+        done
+        [ -n "$drawn" ] || { echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; } ;;
     demo)
         set_up
         for protocol in "0 2" "0 4" "10 2"; do
@@ -79,9 +86,9 @@ case $mode in
         draw "$runs" ;;
     ablation)
         set_up
-        train B0-Inc10-no-expansion --no-expansion --no-auxiliary "$@"
-        train B0-Inc10-no-auxiliary --no-auxiliary "$@"
-        train B0-Inc10 "$@"
+        train B0-Inc10-no-expansion --base 0 --increment 10 --no-expansion --no-auxiliary "$@"
+        train B0-Inc10-no-auxiliary --base 0 --increment 10 --no-auxiliary "$@"
+        train B0-Inc10 --base 0 --increment 10 "$@"
         draw "$runs" ;;
     *)
         set_up

@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ import data as sources
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
 from der import DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
-    classification_loss, latency, machine
+    classification_loss, latency, load, machine
 
 
 class SettingsError(Exception):
@@ -58,6 +59,7 @@ class Settings:
     profile: str = setting("fast", "preset of the settings", choices=("paper", "fast", "demo"))
     out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL")
     restart: bool = setting(False, "start over, whatever the run folder holds")
+    evaluate: str = setting("", "a run folder: train nothing, test its model again and print its table")
     seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**31)
     device: str = setting("auto", "device; auto = cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
@@ -73,7 +75,7 @@ class Settings:
     milestones: tuple = setting((100, 120), "steps: epochs after the warm-up at which the rate falls to a tenth")
     base_epochs: int = setting(200, "stage 1: epochs of the first step where base is not 0; 0 = as every step", least=0)
     base_milestones: tuple = setting((60, 120, 160), "its milestones, without a warm-up")
-    batch: int = setting(128, "stage 1: images a batch", least=1)
+    batch: int = setting(128, "stage 1: images a batch", least=2)
     lr: float = setting(0.1, "stage 1: (highest) learning rate", above=0)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's momentum in stage 1")
@@ -99,7 +101,7 @@ PROFILES = {
     "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
                  head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
 }
-MAY_DIFFER = {"root", "out", "device", "data", "steps", "restart", "machine"}  # may differ where a run goes on
+MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}  # may differ where a run goes on
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,6 +123,10 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
                             help=f"{f.metadata['help']} (default: {f.default if f.default != '' else 'empty'}{presets})")
     given = vars(parser.parse_args(arguments))
+    if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
+        config = RunFolder(given["evaluate"]).read_config()
+        given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | {
+            name: given[name] for name in ("evaluate", "data", "root", "device", "precision") if name in given}
     s = Settings(**{**PROFILES[given.get("profile", "fast")], **given})
     check_settings(s)
     return s
@@ -136,6 +142,8 @@ def check_settings(s: Settings) -> None:
             raise SettingsError(f"--{f.name.replace('_', '-')} {value}: it must be a number {bounds}")
     if s.nesterov and not s.momentum:
         raise SettingsError("--nesterov needs a --momentum above 0")
+    if any(epoch < 1 for epoch in (*s.milestones, *s.base_milestones, *s.head_milestones)):
+        raise SettingsError("milestones must be 1 or more")
     if s.schedule == "steps" and s.warmup >= s.epochs:
         raise SettingsError(f"--warmup {s.warmup} leaves nothing of --epochs {s.epochs}: lower the first")
 
@@ -159,7 +167,17 @@ class Run:
     earlier: float = 0.0  # seconds that earlier processes spent on this step
     clock: float = field(default_factory=time.monotonic)
     log_bytes: int = 0
+    saving: float = 0.0  # seconds that the last checkpoint took, and when it was written
+    saved: float = -math.inf
     test_features: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def epochs(self, step: int) -> int:
+        """Epochs of a step's stage 1: the first of a protocol with a base has its own."""
+        return self.settings.base_epochs if self.is_base(step) else self.settings.epochs
+
+    def is_base(self, step: int) -> bool:
+        """Whether a step has the base step's own schedule."""
+        return self.settings.base > 0 and step == 0 and self.settings.base_epochs > 0
 
     def generator(self, stage: int, epoch: int = 0) -> torch.Generator:
         """The randomness of an epoch depends on where the run stands alone: resuming needs no generator's state."""
@@ -171,9 +189,12 @@ class Run:
 
     def save(self, **training) -> None:
         """Write the checkpoint: all that the same command needs to go on from here."""
+        self.saved = time.monotonic()
         self.folder.save(dict(step=self.step, epoch=self.epoch, seconds=self.seconds(), log_bytes=self.log_bytes,
                               results=self.results, memory=self.memory.chosen, increments=self.supernet.increments,
-                              frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(), **training))
+                              frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(),
+                              class_names=self.data.class_names, **training))
+        self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
     def resume(self) -> dict:
         """Take up the checkpoint, if there is one. Returns it for the state of a training under way, or {}."""
@@ -254,8 +275,7 @@ def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[st
 def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
     """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
     s, net = r.settings, r.supernet
-    is_base = s.base > 0 and r.step == 0 and s.base_epochs > 0
-    epochs = s.base_epochs if is_base else s.epochs
+    is_base, epochs = r.is_base(r.step), r.epochs(r.step)
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     optimizer = torch.optim.SGD((p for p in net.parameters() if p.requires_grad), s.lr, s.momentum,
                                 weight_decay=s.weight_decay, nesterov=s.nesterov, fused=r.device.type != "mps")
@@ -284,7 +304,9 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         terms = train_epoch(batches(len(samples), s.batch, generator), loss, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
-        r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
+        # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
+        if r.epoch == epochs or time.monotonic() - r.saved > 20 * r.saving:
+            r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
 
 
 def make_scheduler(optimizer, s: Settings, is_base: bool, epochs: int, batches_an_epoch: int) -> LRScheduler:
@@ -333,6 +355,21 @@ def extract(r: Run, samples: Tensor, generator: torch.Generator | None = None, s
     chunks = (r.data.train_images[index.to(r.device)] for index in samples.split(size))
     return torch.cat([r.supernet.features(augment(chunk, generator) if generator else to_float(chunk))
                       for chunk in chunks])
+
+
+def evaluate(s: Settings) -> dict:
+    """Read a run's model and test it again, on the data it was trained on. Returns its results."""
+    net, folder = load(s.evaluate, s.device, s.precision), RunFolder(s.evaluate)
+    data = sources.load(s.data, s.root)
+    if data.fingerprint() != folder.read_config()["fingerprint"]:
+        raise SettingsError(f"{s.data} is not the data that {s.evaluate} was trained on: give that with --data")
+    data = data.reorder(class_order(s.order, len(data.class_names)))
+    data = data.hold_out(s.validation) if s.validation else data
+    index = members(data.test_labels, 0, len(net.class_names))
+    right = net.predict(data.test_images[index])[1].argmax(1) == data.test_labels[index]
+    say(f"{s.evaluate}: {percent(right):.2f} % of {len(index)} {'held-out' if s.validation else 'test'} images of "
+        f"{len(net.class_names)} classes")
+    return json.loads((folder.path / "results.json").read_bytes())
 
 
 @torch.no_grad()
@@ -410,8 +447,10 @@ def open_run(s: Settings) -> Run:
     order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
-    protocol = f"B{s.base}-Inc{s.increment}"
+    protocol, precision = f"B{s.base}-Inc{s.increment}", choose_precision(s.precision, device)
+    s.precision = str(precision).removeprefix("torch.")
     s.out = s.out or f"runs/{s.profile}/{protocol}"
+    say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
     folder = RunFolder(s.out)
     folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
                  MAY_DIFFER, s.restart)
@@ -421,7 +460,7 @@ def open_run(s: Settings) -> Run:
                    pruned=False, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
                    steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device),
                    **{name: [] for name in PER_STEP})
-    supernet = Supernet(s.width, s.expansion, choose_precision(s.precision, device)).to(device)
+    supernet = Supernet(s.width, s.expansion, precision).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)
 
@@ -432,11 +471,11 @@ class Progress:
     def __init__(self, r: Run, last: int):
         self.r, self.last, self.text, self.images = r, last, "", 0
         self.start = self.mark = self.shown = time.monotonic()
-        self.origin = self.position(r.step, r.epoch / r.settings.epochs)
+        self.origin = self.position(r.step, r.epoch / r.epochs(r.step))
 
     def position(self, step: int, share: float = 0.0) -> float:
         """Work behind a point of the run: an image costs a quarter more for each frozen extractor."""
-        costs = [n * (1 + t / 4) for t, n in enumerate(self.r.increments)]
+        costs = [n * self.r.epochs(t) * (1 + t / 4) for t, n in enumerate(self.r.increments)]
         return sum(costs[:step]) + share * costs[min(step, len(costs) - 1)]
 
     def tick(self, images: int) -> None:
@@ -453,8 +492,9 @@ class Progress:
         where = f"step {r.step + 1}/{len(r.increments)}  stage {stage}  epoch {epoch}/{epochs}"
         losses = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         if not all(map(math.isfinite, terms.values())):
-            raise Diverged(f"{where}: the loss is no longer finite ({losses}). Lower --lr (now {r.settings.lr}); the "
-                           f"checkpoint before this epoch is kept in {r.folder.path}")
+            raise Diverged(f"{where}: the loss is no longer finite ({losses}). What was before is kept in "
+                           f"{r.folder.path}; give a lower --{'lr' if stage == 1 else 'head-lr'} and another --out, "
+                           "or --restart")
         r.log_bytes = r.folder.append_log(dict(
             step=r.step + 1, stage=stage, epoch=epoch, **{name: round(value, 5) for name, value in terms.items()},
             lr=round(lr, 8), seconds=r.seconds()))
@@ -477,7 +517,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         s = parse_settings()
-        results = run(s)
+        results = evaluate(s) if s.evaluate else run(s)
     except (SettingsError, DataError, DeviceError, FolderError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -488,7 +528,7 @@ def main() -> int:
         say("stopped; the same command goes on behind the last finished epoch")
         return 130
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
-    say(f"average {results['average']}  last {results['last']}  forgetting {results['forgetting']}  in {s.out}")
+    say(f"average {results['average']}  last {results['last']}  forgetting {results['forgetting']}  in {s.evaluate or s.out}")
     return 0
 
 

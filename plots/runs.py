@@ -167,12 +167,24 @@ def protocol_order(protocol):
     return tuple(int(number) for number in re.findall(r"\d+", protocol))
 
 
+# Settings that runs which are averaged may differ in, or that stand elsewhere in what a group is called.
+NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint", "order",
+           "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs", "validation"}
+
+
+def others(run, runs):
+    """In words, the rest of a run's settings in which runs of its protocol and method differ."""
+    same = [other.config for other in runs if (other.protocol, other.method) == (run.protocol, run.method)]
+    return tuple(f"{key} {value}" for key, value in run.config.items() if key not in NEUTRAL
+                 and any(other.get(key) != value for other in same))
+
+
 def grouped(runs):
     """Runs -> list of Group by protocol, by method (the whole DER first) and by settings."""
     shared = set.intersection(*(set(run.settings()) for run in runs))
     parts = {}
     for run in runs:
-        variant = tuple(words for words in run.settings() if words not in shared)
+        variant = tuple(words for words in run.settings() if words not in shared) + others(run, runs)
         method = [not run.method[0], not run.method[1], run.method[2]]
         parts.setdefault((protocol_order(run.protocol), method[0], method[1], method[2], variant), []).append(run)
     return [Group(members, key[-1]) for key, members in sorted(parts.items(), key=lambda item: item[0])]

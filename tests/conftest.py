@@ -1,5 +1,4 @@
 """What the tests share: the modules on the path, and a data set so small that a whole run takes seconds."""
-import os
 import sys
 from pathlib import Path
 
@@ -7,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,8 @@ def call(monkeypatch, capsys, flags):
     (["--label-smoothing", "1"], "--label-smoothing 1.0"),
     (["--temperature", "0"], "--temperature 0.0: it must be a number above 0"),
     (["--epochs", "0"], "--epochs 0: it must be a number at least 1"),
-    (["--batch", "0"], "--batch 0"),
+    (["--batch", "1"], "--batch 1: it must be a number at least 2"),
+    (["--milestones", "0"], "milestones must be 1 or more"),
     (["--views", "0"], "--views 0"),
     (["--head-epochs", "0"], "--head-epochs 0"),
     (["--seed", "-1"], "--seed -1"),
@@ -85,10 +86,11 @@ def replaced(key, apply):
     (replaced("train_labels", lambda x: x[1:]), "train_labels is uint8 [95, 1]: it must be integers [96]"),
     (replaced("train_labels", lambda x: x.astype(np.float64)), "train_labels is float64"),
     (replaced("train_labels", lambda x: np.repeat(x, 14, 1)), "train_labels is uint8 [96, 14]"),
-    (replaced("train_labels", lambda x: x.astype(np.int64) - 1), "train_labels has -1"),
+    (replaced("train_labels", lambda x: x.astype(np.int64) - 1), "train_labels runs from -1 to 4"),
     (replaced("train_labels", lambda x: np.where(x == 3, 4, x)), "class 3 has too few images"),
     (replaced("train_labels", lambda x: np.where(np.arange(96)[:, None] == 40, 6, x)), "class 6 has too few images"),
     (replaced("test_labels", lambda x: np.where(x == 2, 1, x)), "class 2 has too few images"),
+    (replaced("train_labels", lambda x: x.astype(np.int64) + 10**13), "labels must be the whole numbers from 0 on"),
     (replaced("test_labels", lambda x: x + 1), "too few images"),
     (lambda arrays: arrays.update(class_names=np.array(["a", "b"])), "class_names has 2 entries for 6 classes"),
     (replaced("train_labels", lambda x: x.astype(object)), "is not a readable .npz file"),
@@ -120,6 +122,17 @@ def test_truncated_npz(flags, tiny, monkeypatch, capsys, tmp_path):
     whole = open(tiny, "rb").read()
     (tmp_path / "half.npz").write_bytes(whole[:len(whole) // 2])
     code, err = call(monkeypatch, capsys, flags + ["--data", tmp_path / "half.npz"])
+    assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("at", [0.2, 0.4, 0.6, 0.8])
+def test_damaged_compressed_npz(at, flags, arrays, monkeypatch, capsys, tmp_path):
+    np.savez_compressed(tmp_path / "bad.npz", **arrays)
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    place = int(at * len(content))
+    content[place:place + 40] = bytes(40)
+    (tmp_path / "bad.npz").write_bytes(content)
+    code, err = call(monkeypatch, capsys, flags + ["--data", tmp_path / "bad.npz"])
     assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
 
 
@@ -175,22 +188,27 @@ def test_a_checkpoint_executes_nothing(flags, monkeypatch, capsys, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(flags, monkeypatch, capsys, tmp_path):
-    original, calls = der.RunFolder.write, []
+    original_write, original_save, kept = der.RunFolder.write, der.RunFolder.save, []
 
     def write(self, name, content):
-        calls.append(name)
-        if calls.count("checkpoint.new.pt") == 3:
+        if name == "checkpoint.new.pt" and len(kept) == 2:
             raise OSError(28, "No space left on device")
-        original(self, name, content)
+        original_write(self, name, content)
+
+    def save(self, state):
+        original_save(self, state)
+        kept.append((state["step"], state["epoch"]))
     monkeypatch.setattr(der.RunFolder, "write", write)
+    monkeypatch.setattr(der.RunFolder, "save", save)
     code, err = call(monkeypatch, capsys, flags)
-    assert code == 1 and "No space left on device" in err
-    assert der.RunFolder(tmp_path / "run").load()["epoch"] == 2
+    assert code == 1 and "No space left on device" in err and err.count("\n") == 1
+    state = der.RunFolder(tmp_path / "run").load()
+    assert (state["step"], state["epoch"]) == kept[-1] and len(kept) == 2
     monkeypatch.undo()
     assert call(monkeypatch, capsys, flags)[0] == 0
 
 
 def test_divergence_stops_with_the_place_and_the_setting(flags, monkeypatch, capsys, tmp_path):
     code, err = call(monkeypatch, capsys, flags + ["--lr", "1e30"])
-    assert code == 1 and "step 1/3  stage 1  epoch 1/3: the loss is no longer finite" in err and "--lr" in err
+    assert code == 1 and "step 1/3  stage 1  epoch 1/3: the loss is no longer finite" in err and "lower --lr" in err
     assert err.count("\n") == 1

@@ -107,6 +107,8 @@ def test_batches_cover_every_image_once_in_nearly_equal_parts():
     parts = data.batches(129, 128, torch.Generator().manual_seed(0))
     assert sorted(torch.cat(parts).tolist()) == list(range(129))
     assert [len(part) for part in parts] == [65, 64]
+    assert [len(part) for part in data.batches(7, 2, torch.Generator())] == [3, 2, 2]  # BatchNorm needs two images
+    assert [len(part) for part in data.batches(1, 4, torch.Generator())] == [1]
 
 
 def test_balanced_takes_the_same_share_of_each_class():
@@ -119,6 +121,8 @@ def test_hold_out_splits_each_class_of_the_training_images():
     whole = data.synthetic(classes=4, train=20, test=2)
     split = whole.hold_out(0.25)
     assert split.train_labels.bincount().tolist() == [15] * 4 and split.test_labels.bincount().tolist() == [5] * 4
+    assert whole.hold_out(0.01).test_labels.bincount().tolist() == [1] * 4
+    assert whole.hold_out(0.99).train_labels.bincount().tolist() == [1] * 4
     together = torch.cat([split.train_images, split.test_images]).flatten(1)
     assert torch.equal(together.unique(dim=0), whole.train_images.flatten(1).unique(dim=0))
 
@@ -143,7 +147,7 @@ def test_npz_of_any_usual_form(change, arrays, tmp_path):
         arrays[key] = apply(arrays[key])
     np.savez(tmp_path / "flowers.npz", **arrays, class_names=np.array(list("abcdef")))
     loaded = data.load(str(tmp_path / "flowers.npz"))
-    assert loaded.name == "flowers" and loaded.class_names == list("abcdef")
+    assert loaded.name == "flowers.npz" and loaded.class_names == list("abcdef")
     assert loaded.train_images.shape == (96, 12, 12, 3) and loaded.train_images.dtype == torch.uint8
     assert loaded.test_labels.tolist() == np.repeat(np.arange(6), 6).tolist()
 

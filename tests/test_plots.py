@@ -25,7 +25,7 @@ def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, 
         parameters_unpruned=[700_000 * (t + 1) for t in range(done)], ms_per_image=[0.3] * done, seconds=[60.0] * done)
     results.update(changes)
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "config.json").write_text(json.dumps(dict(results, epochs=4, validation=0.0, machine={"torch": "2"})))
+    (folder / "config.json").write_text(json.dumps(dict(order=results["order"], seed=results["seed"], width=results["width"], epochs=4, validation=0.0, lr=0.1, machine={"torch": "2"})))
     log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1 / (e + 1), auxiliary=0.5, lr=0.1, seconds=1.0)
            for t in range(done) for e in range(4)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -54,12 +54,37 @@ def test_everything_is_drawn(tmp_path):
 
 def test_other_data_gets_no_cifar_numbers(tmp_path):
     make_run(tmp_path / "a", "B0-Inc4", "synthetic", num_classes=20)
-    for script in ("figure4.py", "figure6.py", "tables.py"):
-        assert plot(script, tmp_path).returncode == 0
+    assert plot("tables.py", tmp_path).returncode == 0
     text = (tmp_path / "report.md").read_text()
     assert "synthetic" in text and "75.36" not in text and "iCaRL" not in text
-    pdf = subprocess.run(["strings", tmp_path / "figure4.pdf"], capture_output=True, text=True).stdout
-    assert "paper" not in pdf
+
+
+@pytest.mark.parametrize("dataset, protocol", [("CIFAR-100", "B0-Inc5"), ("synthetic", "B0-Inc4")])
+@pytest.mark.parametrize("script, published", [("figure4", "paper: DER w/o pruning"), ("figure5", "report"),
+                                               ("figure6", "iCaRL")])
+def test_published_numbers_stand_beside_cifar_alone(dataset, protocol, script, published, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import common
+    import runs
+    labels = []
+    monkeypatch.setattr(common, "finish", lambda fig, *args, **kwargs: labels.extend(
+        label for ax in fig.axes for label in ax.get_legend_handles_labels()[1]))
+    make_run(tmp_path / "a", protocol, dataset)
+    __import__(script).draw(runs.load_runs(tmp_path), tmp_path)
+    assert "ours: DER" in labels and (published in labels) == (dataset == "CIFAR-100")
+
+
+def test_only_orders_and_seeds_are_averaged(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import runs
+    for name, change in (("a", {}), ("b", dict(order="podnet2")), ("c", dict(seed=1)), ("d", dict(width=32))):
+        make_run(tmp_path / name, **change)
+    make_run(tmp_path / "e")
+    config = json.loads((tmp_path / "e" / "config.json").read_text())
+    (tmp_path / "e" / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+    groups = runs.grouped(runs.load_runs(tmp_path))
+    assert sorted([run.folder.name for run in group.runs] for group in groups) == [["a", "b", "c"], ["d"], ["e"]]
+    assert ("lr 0.5",) in [group.variant[-1:] for group in groups]
 
 
 def test_reference_numbers():

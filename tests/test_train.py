@@ -72,22 +72,28 @@ def test_fast_is_one_cycle():
 
 
 @pytest.mark.parametrize("base, resets", [(0, 3), (2, 2)])
-def test_heads_begin_anew_after_the_warm_up(base, resets, flags, monkeypatch):
-    """Once a step, at epoch 10; but not in the first step of a protocol with a base."""
+def test_schedules_and_head_resets_of_a_run(base, resets, flags, monkeypatch):
+    """Heads begin anew at epoch 10 of a step; but not in the first of a protocol with a base, which has its own epochs."""
     seen, inside = [], []
     original_epoch, original_reset = train.train_epoch, torch.nn.Linear.reset_parameters
     monkeypatch.setattr(train, "train_epoch", lambda *a: (seen.append(0), original_epoch(*a))[1])
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters",
                         lambda self: (inside.append(len(seen)), original_reset(self))[1])
-    train.run(settings(*flags, "--schedule", "steps", "--warmup", "10", "--epochs", "12", "--base-epochs", "12",
-                       "--base", base, "--head-epochs", "1", "--milestones", "1", "2"))
-    # Made new: both heads at expand; after epoch 10 of a step: both; stage 2: the classifier.
-    per_step = [12, 13, 13]
-    starts = [sum(per_step[:t]) for t in range(3)]
+    train.run(settings(*flags, "--schedule", "steps", "--warmup", "10", "--epochs", "12", "--base-epochs", "14",
+                       "--base", base, "--base-milestones", "5", "--head-epochs", "2", "--head-milestones", "1",
+                       "--milestones", "1"))
+    epochs = [14 if base else 12, 12, 12]
+    starts = [0, epochs[0], epochs[0] + 12 + 2]  # epochs before each step; stage 2 has two
     with_warmup = starts if base == 0 else starts[1:]
-    expected = [x for start in starts for x in (start, start)] + [start + 10 for start in with_warmup for _ in "ab"] + \
-        [start + 12 for start in starts[1:]]
+    # Made new: both heads at expand; after epoch 10 of a step: both; before stage 2: the classifier.
+    expected = starts * 2 + [start + 10 for start in with_warmup] * 2 + [start + 12 for start in starts[1:]]
     assert sorted(inside) == sorted(expected) and len(with_warmup) == resets
+    lr = {(line["step"], line["stage"], line["epoch"]): line["lr"] for line in log_of(flags[-1])}
+    warm = [0.01 * (epoch + 1) for epoch in range(10)] + [0.1, 0.01]
+    first = [0.1] * 5 + [0.01] * 9 if base else warm
+    assert [lr[1, 1, epoch + 1] for epoch in range(epochs[0])] == pytest.approx(first)
+    assert [lr[2, 1, epoch + 1] for epoch in range(12)] == pytest.approx(warm)
+    assert (lr[3, 2, 1], lr[3, 2, 2]) == pytest.approx((0.1, 0.01)) and (1, 2, 1) not in lr
 
 
 # --------------------------------------------------------------------------------------------- what a step may see
@@ -130,17 +136,18 @@ def test_nothing_of_the_past_but_the_memory_is_read(flags, monkeypatch):
     assert log_of(out / "memory") != log_of(out)
 
 
-def test_nothing_of_the_future_is_read(flags, monkeypatch):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_nothing_of_the_future_is_read(steps, flags, monkeypatch):
     out, original = Path(flags[-1]), train.open_run
 
     def destroyed(s):
         r = original(s)
-        r.data.train_images[r.data.train_labels >= 2] = 7
-        r.data.test_images[r.data.test_labels >= 2] = 7
+        r.data.train_images[r.data.train_labels >= 2 * steps] = 7
+        r.data.test_images[r.data.test_labels >= 2 * steps] = 7
         return r
-    train.run(settings(*flags, "--steps", 1))
+    train.run(settings(*flags, "--steps", steps))
     monkeypatch.setattr(train, "open_run", destroyed)
-    train.run(settings(*flags, "--steps", 1, "--out", out / "future"))
+    train.run(settings(*flags, "--steps", steps, "--out", out / "future"))
     assert log_of(out / "future") == log_of(out) and results_of(out / "future") == results_of(out)
 
 
@@ -183,8 +190,9 @@ def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch
 
 
 def test_the_loss_is_eq_2(flags, monkeypatch):
-    """Step 1: L_H alone. Later: L_H + L_Ha over one forward pass; the auxiliary one can be left out."""
+    """Step 1: L_H alone. Later: L_H + L_Ha, on the labels and the old classes of that step; L_Ha can be left out."""
     totals, original = [], train.train_epoch
+    seen, original_auxiliary = [], train.auxiliary_loss
 
     def watched(parts, loss, *args):
         def checked(batch):
@@ -193,12 +201,33 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
             return total, terms
         return original(parts, checked, *args)
     monkeypatch.setattr(train, "train_epoch", watched)
-    train.run(settings(*flags, "--steps", 2))
+    monkeypatch.setattr(train, "auxiliary_loss", lambda logits, labels, n_old, smoothing: seen.append(
+        (logits.shape[1], n_old, int(labels.min()), int(labels.max()))) or original_auxiliary(
+            logits, labels, n_old, smoothing))
+    train.run(settings(*flags))
     assert {tuple(names) for names, _ in totals} == {("classification",), ("auxiliary", "classification")}
     assert totals[0][0] == ["classification"] and all(abs(rest) < 1e-6 for _, rest in totals)
+    assert {outputs for outputs, *_ in seen} == {3} and {n_old for _, n_old, *_ in seen} == {2, 4}
+    assert {(n_old, high) for _, n_old, _, high in seen} == {(2, 3), (4, 5)} and min(low for *_, low, _ in seen) == 0
     totals.clear()
-    train.run(settings(*flags, "--steps", 2, "--no-auxiliary", "--out", flags[-1] + "-no-auxiliary"))
+    train.run(settings(*flags, "--no-auxiliary", "--out", flags[-1] + "-no-auxiliary"))
     assert {tuple(names) for names, _ in totals} == {("classification",)}
+
+
+def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):
+    outputs, given, original = [], [], train.train_classifier
+
+    def watched(r, samples, progress):
+        handle = r.supernet.classifier.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "classification_loss", lambda logits, labels: given.append(logits) or
+                          torch.nn.functional.cross_entropy(logits, labels))
+            original(r, samples, progress)
+        handle.remove()
+    monkeypatch.setattr(train, "train_classifier", watched)
+    train.run(settings(*flags, "--temperature", 4))
+    assert len(given) == len(outputs) > 8
+    assert all(torch.allclose(a, b / 4) for a, b in zip(given, outputs))
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation

@@ -1,0 +1,122 @@
+"""Killed at any moment a run loses nothing; read back, a model is the one that was trained."""
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import der
+import train
+from test_train import log_of, results_of
+
+TRAIN = str(Path(train.__file__))
+
+
+def start(flags):
+    return subprocess.Popen([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def begun(folder, process):
+    """Wait until the process has written a checkpoint, or has ended."""
+    def written():
+        path = folder / "checkpoint.pt"
+        return path.stat().st_mtime_ns if path.exists() else None
+    before = written()
+    while process.poll() is None and written() in (before, None):
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("how, times", [(signal.SIGKILL, 20), (signal.SIGTERM, 3), (signal.SIGINT, 3)])
+def test_stopped_at_random_moments_in_turn(how, times, flags, tmp_path):
+    """Each time a new process goes on; in the end the numbers and the log are those of a run left alone."""
+    longer = ["--epochs", "40", "--steps", "2"]
+    train.run(train.parse_settings([*flags, *longer, "--out", str(tmp_path / "alone")]))
+    chance, stopped = random.Random(0), 0
+    for _ in range(times):
+        process = start(flags + longer)
+        begun(tmp_path / "run", process)
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(how)
+        out, err = process.communicate()
+        assert process.returncode in (0, {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how])
+        assert "Traceback" not in err
+        stopped += process.returncode != 0
+    process = start(flags + longer)
+    assert process.communicate()[1] == "" and process.returncode == 0
+    assert stopped >= 3
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "alone")
+
+
+def test_a_file_size_limit_like_a_full_disk(flags, tmp_path):
+    """The system refuses to write past 60 kB: one line, and what was there before can be used."""
+    train.run(train.parse_settings([*flags, "--steps", "1"]))
+    limited = f"ulimit -f 60; exec {sys.executable} {TRAIN} " + " ".join(flags)
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr and done.stderr.count("\n") == 1
+    assert der.RunFolder(tmp_path / "run").load()["step"] == 1 and results_of(tmp_path / "run")["classes_seen"] == [2]
+    train.run(train.parse_settings(flags))
+
+
+@pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--precision", "bfloat16")])
+def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys):
+    """Reloaded = trained: the same logits, the same accuracy, the data set's own class names."""
+    trained, original = {}, train.record
+
+    def record(r, *args):
+        original(r, *args)
+        trained["logits"] = r.supernet(data.to_float(r.data.test_images))[0].detach()
+        trained["test"] = r.data
+    monkeypatch.setattr(train, "record", record)
+    results = train.run(train.parse_settings([*flags, *extra]))
+    test = trained["test"]
+    net = der.load(tmp_path / "run", device="cpu", precision="bfloat16" if "bfloat16" in extra else "float32")
+    assert torch.equal(net(data.to_float(test.test_images))[0], trained["logits"])
+    names, probabilities = net.predict(test.test_images.numpy())
+    assert probabilities.shape == (36, 6) and torch.allclose(probabilities.sum(1), torch.ones(36))
+    assert set(names) <= set(np.arange(6).astype(str))
+    right = [name == test.class_names[label] for name, label in zip(names, test.test_labels)]
+    assert round(100 * sum(right) / 36, 2) == results["last"]
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--evaluate", str(tmp_path / "run")])
+    capsys.readouterr()
+    assert train.main() == 0
+    out = capsys.readouterr().out
+    assert f"{results['last']:.2f} % of 36 test images of 6 classes" in out and train.table_row(results, 2) in out
+
+
+def test_predict_refuses_other_images():
+    with pytest.raises(ValueError, match="uint8 images"):
+        der.Supernet(2).predict(np.zeros((2, 8, 8, 3)))
+
+
+def test_load_refuses_what_is_no_finished_step(flags, tmp_path, monkeypatch):
+    with pytest.raises(der.FolderError, match="holds no finished step"):
+        der.load(tmp_path)
+    monkeypatch.setattr(train.Progress, "epoch", lambda self, stage, epoch, *a: 1 / (2 - epoch))
+    with pytest.raises(ZeroDivisionError):
+        train.run(train.parse_settings(flags))
+    with pytest.raises(der.FolderError, match="let the run go on"):
+        der.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("shape, sizes", [((28, 28), (30, 9, 3)), ((40, 40, 3), (12, 12, 5))])
+def test_any_data_runs_through_all_of_it(shape, sizes, flags, tmp_path):
+    """Uneven classes, grey or in colour, of other sizes; steps that are not equal."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, part in (("train", 1), ("test", 3)):
+        labels = np.repeat(np.arange(3), [max(1, n // part) for n in sizes])
+        arrays[f"{split}_images"] = rng.integers(0, 256, (len(labels), *shape), np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None]
+    np.savez(tmp_path / "uneven.npz", **arrays)
+    results = train.run(train.parse_settings([*flags, "--data", str(tmp_path / "uneven.npz"), "--base", "2",
+                                              "--increment", "1", "--epochs", "1", "--head-epochs", "1"]))
+    assert results["classes_seen"] == [2, 3] and results["dataset"] == "uneven.npz"
+    assert der.load(tmp_path / "run").predict(np.zeros((1, *shape[:2], 3), np.uint8))[1].shape == (1, 3)
