@@ -268,7 +268,7 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} lacks {', '.join(missing)}: an .npz needs the keys {', '.join(keys)}")
             return {key: file[key] for key in [*keys, "class_names"] if key in file.files}
     except FileNotFoundError:
-        raise DataError(f"there is no data set {path!r}: give cifar100, synthetic or the path of an .npz file") from None
+        raise DataError(f"there is no data set {path!r}: give cifar100, synthetic or the path of an .npz") from None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error}): write it with numpy.savez, "
                         "without objects") from None

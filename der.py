@@ -288,7 +288,7 @@ class RunFolder:
             self.check(config, may_differ, restart)
         except BlockingIOError:
             self.release()
-            raise FolderError(f"another process is at work in {self.path}: wait for it, or give another --out") from None
+            raise FolderError(f"another process is at work in {self.path}: wait, or give another --out") from None
         except FolderError:
             self.release()
             raise

@@ -25,7 +25,9 @@ set_up() { # name a Python that has the packages, installing them into .venv whe
     echo "Installing requirements.txt into .venv (once; some minutes)"
     python3 -m venv .venv  # completes one that was interrupted
     python=.venv/bin/python
-    "$python" -m pip install --quiet -r requirements.txt
+    local quiet=-qq
+    [ ! -t 1 ] || quiet=--progress-bar=on
+    "$python" -m pip install "$quiet" -r requirements.txt
 }
 
 train() { # NAME FLAGS...: one run, into $runs/NAME

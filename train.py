@@ -2,13 +2,14 @@
 
     python train.py --data cifar100 --base 0 --increment 10 --profile fast --out runs/fast/B0-Inc10
 
-The same command goes on where it was stopped. Read `run` first: it is the protocol.
+The same command goes on where it was stopped. Read `learn` first: it is the protocol.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import operator
 import signal
 import sys
 import textwrap
@@ -101,7 +102,8 @@ PROFILES = {
     "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
                  head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
 }
-MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}  # may differ where a run goes on
+# What may differ where a run goes on.
+MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,13 +117,12 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
     """The command line -> Settings: the paper's, then the profile's, then the flags given."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     for f in fields(Settings):
+        default = "empty" if f.default == "" else f.default
         presets = "".join(f"; {name}: {preset[f.name]}" for name, preset in PROFILES.items() if f.name in preset)
-        kind = {"bool": dict(action=argparse.BooleanOptionalAction),
-                "tuple": dict(type=int, nargs="*", metavar="EPOCH")}.get(f.type) or dict(
-            type=type(f.default), choices=f.metadata["rule"].get("choices"),
-            metavar=None if "choices" in f.metadata["rule"] else f.name.upper())
+        kind = {bool: dict(action=argparse.BooleanOptionalAction), tuple: dict(type=int, nargs="*")}.get(
+            type(f.default), dict(type=type(f.default), choices=f.metadata["rule"].get("choices")))
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
-                            help=f"{f.metadata['help']} (default: {f.default if f.default != '' else 'empty'}{presets})")
+                            help=f"{f.metadata['help']} (default: {default}{presets})")
     given = vars(parser.parse_args(arguments))
     if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
         config = RunFolder(given["evaluate"]).read_config()
@@ -135,9 +136,9 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
 def check_settings(s: Settings) -> None:
     """Raise SettingsError for the first setting out of range or at odds with another."""
     for f in fields(s):
-        value, rule = getattr(s, f.name), f.metadata["rule"]
-        if f.type in ("int", "float") and not (rule.get("above", -math.inf) < value < rule.get("below", math.inf)
-                                               and value >= rule.get("least", -math.inf)):
+        value, tests = getattr(s, f.name), {"least": operator.ge, "above": operator.gt, "below": operator.lt}
+        rule = {word: bound for word, bound in f.metadata["rule"].items() if word in tests}
+        if rule and not (math.isfinite(value) and all(tests[word](value, bound) for word, bound in rule.items())):
             bounds = " and ".join(f"{word} {bound}" for word, bound in rule.items()).replace("least", "at least")
             raise SettingsError(f"--{f.name.replace('_', '-')} {value}: it must be a number {bounds}")
     if s.nesterov and not s.momentum:
@@ -221,8 +222,7 @@ def learn(r: Run, training: dict) -> dict:
 
     training: the state of a stage 1 under way, from the checkpoint, or {}.
     """
-    s = r.settings
-    last = min(s.steps or len(r.increments), len(r.increments))
+    last = min(r.settings.steps or len(r.increments), len(r.increments))
     progress = Progress(r, last)
 
     for r.step in range(r.step, last):
@@ -407,17 +407,16 @@ def summary(accuracy: list[float], task_accuracy: list[list[float]]) -> dict:
 
 
 LATENCY_BATCH = 32  # images
-PER_STEP = ("classes_seen", "accuracy", "accuracy_stage1", "task_accuracy", "parameters", "parameters_unpruned",
-            "ms_per_image", "seconds")
 
 
 def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -> None:
     """Add the step to the results, write them, print the step's row."""
     parameters = r.supernet.num_parameters()
-    row = (sum(r.increments[:r.step + 1]), accuracy, stage1, task_accuracy, parameters, parameters,
-           latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), r.seconds())
-    for name, value in zip(PER_STEP, row):
-        r.results[name] = [*r.results[name], value]
+    row = dict(classes_seen=sum(r.increments[:r.step + 1]), accuracy=accuracy, accuracy_stage1=stage1,
+               task_accuracy=task_accuracy, parameters=parameters, parameters_unpruned=parameters,
+               ms_per_image=latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), seconds=r.seconds())
+    for name, value in row.items():
+        r.results[name] = r.results.get(name, []) + [value]
     r.results.update(summary(r.results["accuracy"], r.results["task_accuracy"]))
     r.folder.write("results.json", json.dumps(r.results, indent=1).encode())
     say(TABLE_HEAD)
@@ -429,10 +428,10 @@ TABLE_HEAD = "step  classes   parameters  stage 1 %  accuracy %  average %  ms/i
 
 def table_row(results: dict, step: int) -> str:
     """A row of the table of steps."""
-    classes, accuracy, stage1, _, parameters, _, ms, seconds = (results[name][step] for name in PER_STEP)
     average = sum(results["accuracy"][:step + 1]) / (step + 1)
-    return (f"{step + 1:4}  {classes:7}  {parameters:11,}  {stage1:9.2f}  {accuracy:10.2f}  {average:9.2f}  {ms:8.2f}"
-            f"  {seconds:7.0f}")
+    return (f"{step + 1:4}  {results['classes_seen'][step]:7}  {results['parameters'][step]:11,}  "
+            f"{results['accuracy_stage1'][step]:9.2f}  {results['accuracy'][step]:10.2f}  {average:9.2f}  "
+            f"{results['ms_per_image'][step]:8.2f}  {results['seconds'][step]:7.0f}")
 
 
 # --------------------------------------------------------------------------------------------- beginning, progress, end
@@ -458,8 +457,7 @@ def open_run(s: Settings) -> Run:
     data = data.hold_out(s.validation) if s.validation else data
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
                    pruned=False, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
-                   steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device),
-                   **{name: [] for name in PER_STEP})
+                   steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device))
     supernet = Supernet(s.width, s.expansion, precision).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)
@@ -528,7 +526,7 @@ def main() -> int:
         say("stopped; the same command goes on behind the last finished epoch")
         return 130
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
-    say(f"average {results['average']}  last {results['last']}  forgetting {results['forgetting']}  in {s.evaluate or s.out}")
+    say("  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting")) + f"  in {s.evaluate or s.out}")
     return 0
 
 

@@ -162,7 +162,8 @@ def test_out_is_a_file(flags, monkeypatch, capsys, tmp_path):
     assert code == 2 and "cannot be a run folder" in err and (tmp_path / "run").read_text() == "mine"
 
 
-@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"\xff" * 8 + b[3008:]])
+@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"",
+                                  lambda b: b[:3000] + b"\xff" * 8 + b[3008:]])
 def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypatch, capsys, tmp_path):
     call(monkeypatch, capsys, flags + ["--steps", "2"])
     whole = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -25,7 +25,9 @@ def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, 
         parameters_unpruned=[700_000 * (t + 1) for t in range(done)], ms_per_image=[0.3] * done, seconds=[60.0] * done)
     results.update(changes)
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "config.json").write_text(json.dumps(dict(order=results["order"], seed=results["seed"], width=results["width"], epochs=4, validation=0.0, lr=0.1, machine={"torch": "2"})))
+    config = dict({key: results[key] for key in ("order", "seed", "width")}, epochs=4, validation=0.0, lr=0.1,
+                  machine={"torch": "2"})
+    (folder / "config.json").write_text(json.dumps(config))
     log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1 / (e + 1), auxiliary=0.5, lr=0.1, seconds=1.0)
            for t in range(done) for e in range(4)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
