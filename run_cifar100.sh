@@ -10,7 +10,8 @@
 #   bash run_cifar100.sh figures       figures and tables again, from the results that are there (or: figures FOLDER)
 #   bash run_cifar100.sh test          the tests
 #
-# Further arguments go to train.py (--data, --root, --width, --epochs, --order, --device, ...; python train.py --help).
+# Further arguments go to train.py (--data, --root, --width, --epochs, --prune, --order, --device, ...: see python
+# train.py --help).
 # RUNS=FOLDER puts the runs there instead of runs/PROFILE; with other settings, give another folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -33,6 +34,7 @@ set_up() { # name a Python that has the packages, installing them into .venv whe
 train() { # NAME FLAGS...: one run, into $runs/NAME
     local name=$1
     shift
+    case " $* " in *" --prune "*) name=$name-pruned ;; esac # beside the unpruned run, in the same figures
     printf '\n== %s\n' "$runs/$name"
     "$python" train.py --profile "$profile" --out "$runs/$name" "$@"
 }

@@ -7,6 +7,7 @@ The same command goes on where it was stopped. Read `learn` first: it is the pro
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import operator
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
 
 import data as sources
+import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
 from der import DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
@@ -82,6 +84,12 @@ class Settings:
     nesterov: bool = setting(False, "Nesterov's momentum in stage 1")
     weight_decay: float = setting(5e-4, "weight decay of both stages", least=0)
     label_smoothing: float = setting(0.0, "stage 1: label smoothing of both losses", least=0, below=1)
+
+    prune: bool = setting(False, "prune each extractor's channels at the end of stage 1")
+    sparsity: float = setting(0.2, "pruning: weight lambda_s of the sparsity loss", least=0)
+    s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", above=0)
+    mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
+    mask_share: float = setting(0.5, "pruning: share of the epochs after which the masks stay binary", least=0, below=1)
 
     head_epochs: int = setting(30, "stage 2: epochs", least=1)
     head_batch: int = setting(128, "stage 2: images a batch", least=1)
@@ -145,6 +153,8 @@ def check_settings(s: Settings) -> None:
         raise SettingsError("--nesterov needs a --momentum above 0")
     if any(epoch < 1 for epoch in (*s.milestones, *s.base_milestones, *s.head_milestones)):
         raise SettingsError("milestones must be 1 or more")
+    if s.prune and not s.expansion:
+        raise SettingsError("--prune and --no-expansion: pruning is for extractors that are frozen; leave one out")
     if s.schedule == "steps" and s.warmup >= s.epochs:
         raise SettingsError(f"--warmup {s.warmup} leaves nothing of --epochs {s.epochs}: lower the first")
 
@@ -194,7 +204,7 @@ class Run:
         self.folder.save(dict(step=self.step, epoch=self.epoch, seconds=self.seconds(), log_bytes=self.log_bytes,
                               results=self.results, memory=self.memory.chosen, increments=self.supernet.increments,
                               frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(),
-                              class_names=self.data.class_names, **training))
+                              dense=self.supernet.dense, class_names=self.data.class_names, **training))
         self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
     def resume(self) -> dict:
@@ -204,6 +214,7 @@ class Run:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
             self.supernet.rebuild(state["increments"], state["supernet"], state["frozen"])
+            self.supernet.dense = state["dense"]
         self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
         return state
 
@@ -234,6 +245,8 @@ def learn(r: Run, training: dict) -> dict:
             r.supernet.expand(n_new)
 
         train_representation(r, samples, n_old, training, progress)  # stage 1
+        if r.settings.prune:
+            r.results["kept"] = r.results.get("kept", []) + [r.supernet.compact()]
         r.supernet.freeze()
         stage1, _ = test(r)
         if r.step > 0:
@@ -277,8 +290,12 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     s, net = r.settings, r.supernet
     is_base, epochs = r.is_base(r.step), r.epochs(r.step)
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
-    optimizer = torch.optim.SGD((p for p in net.parameters() if p.requires_grad), s.lr, s.momentum,
-                                weight_decay=s.weight_decay, nesterov=s.nesterov, fused=r.device.type != "mps")
+    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    groups = [dict(params=[p for name, p in trained if ".masks." not in name]),
+              dict(params=[p for name, p in trained if ".masks." in name], weight_decay=0.0)]
+    optimizer = torch.optim.SGD(groups[:1 + s.prune], s.lr, s.momentum, weight_decay=s.weight_decay,
+                                nesterov=s.nesterov, fused=r.device.type != "mps")
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
     if r.epoch > 0:
         optimizer.load_state_dict(training["optimizer"])
@@ -287,12 +304,17 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         index = samples[batch].to(r.device)
         labels = r.data.train_labels[index]
+        if s.prune:
+            soft = epoch < s.mask_share * epochs
+            prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max), not soft)
         logits, aux_logits, _ = net(augment(r.data.train_images[index], generator))
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
-        if not lambda_a:
-            return terms["classification"], terms
-        terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
-        return terms["classification"] + lambda_a * terms["auxiliary"], terms  # Eq. 2
+        if lambda_a:
+            terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
+        if s.prune:
+            terms["sparsity"] = prune.sparsity_loss(net.extractors[-1])
+        # Eq. 2: L = L_H + lambda_a L_Ha + lambda_s L_s
+        return sum(weights[name] * term for name, term in terms.items()), terms
 
     net.train()
     for epoch in range(r.epoch, epochs):
@@ -301,7 +323,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             torch.manual_seed(generator.initial_seed())
             net.classifier.reset_parameters()
             net.auxiliary.reset_parameters()
-        terms = train_epoch(batches(len(samples), s.batch, generator), loss, optimizer, scheduler, progress.tick)
+        parts, number = batches(len(samples), s.batch, generator), itertools.count(1)
+        terms = train_epoch(parts, loss, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
         # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
@@ -413,7 +436,8 @@ def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -
     """Add the step to the results, write them, print the step's row."""
     parameters = r.supernet.num_parameters()
     row = dict(classes_seen=sum(r.increments[:r.step + 1]), accuracy=accuracy, accuracy_stage1=stage1,
-               task_accuracy=task_accuracy, parameters=parameters, parameters_unpruned=parameters,
+               task_accuracy=task_accuracy, parameters=parameters,
+               parameters_unpruned=r.supernet.num_parameters_unpruned(),
                ms_per_image=latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), seconds=r.seconds())
     for name, value in row.items():
         r.results[name] = r.results.get(name, []) + [value]
@@ -440,6 +464,8 @@ def open_run(s: Settings) -> Run:
     """Check the settings against the data and the run folder, and make all that the run works with."""
     device = choose_device(s.device)
     torch.backends.cudnn.benchmark = True
+    if s.prune and device.type == "mps":
+        raise SettingsError("--prune computes its masks in float64, which mps lacks: give --device cpu")
     data = sources.load(s.data, s.root)
     classes = len(data.class_names)
     s.order = s.order or ("podnet1" if classes == 100 else "0")
@@ -456,9 +482,9 @@ def open_run(s: Settings) -> Run:
     data = data.reorder(order)
     data = data.hold_out(s.validation) if s.validation else data
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
-                   pruned=False, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
+                   pruned=s.prune, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
                    steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device))
-    supernet = Supernet(s.width, s.expansion, precision).to(device)
+    supernet = Supernet(s.width, s.expansion, precision, s.mask_start if s.prune else None).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)
 
@@ -526,7 +552,8 @@ def main() -> int:
         say("stopped; the same command goes on behind the last finished epoch")
         return 130
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
-    say("  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting")) + f"  in {s.evaluate or s.out}")
+    means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))
+    say(f"{means}  in {s.evaluate or s.out}")
     return 0
 
 

@@ -169,7 +169,8 @@ def protocol_order(protocol):
 
 # Settings that runs which are averaged may differ in, or that stand elsewhere in what a group is called.
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
-           "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs", "validation"}
+           "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
+           "validation"}
 
 
 def others(run, runs):

@@ -54,6 +54,16 @@ def test_everything_is_drawn(tmp_path):
     assert "65.34" in table2 and "40.81" in table2 and "not run" in table2
 
 
+def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
+    make_run(tmp_path / "a")
+    done = plot("figure_pruning.py", tmp_path)
+    assert done.returncode == 0 and "no pruned run" in done.stdout
+    make_run(tmp_path / "b", pruned=True, parameters=[70_000, 140_000, 210_000])
+    done = plot("figure_pruning.py", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "figure_pruning.png").exists()
+    assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 0.30 |" in (tmp_path / "table_pruning.md").read_text()
+
+
 def test_other_data_gets_no_cifar_numbers(tmp_path):
     make_run(tmp_path / "a", "B0-Inc4", "synthetic", num_classes=20)
     assert plot("tables.py", tmp_path).returncode == 0

@@ -1,0 +1,78 @@
+"""What pruning saves: parameters, latency, accuracy and kept channels over the steps, and a table of the first three.
+
+    python plots/figure_pruning.py FOLDER [--out DIR]
+
+Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is the
+one with a pruned run and the most steps done. Without a pruned run nothing is drawn.
+"""
+import matplotlib.pyplot as plt
+
+import common
+from runs import grouped
+
+PANELS = (("parameters", "parameters (million)", 1e-6), ("ms_per_image", "latency (ms an image)", 1),
+          ("accuracy", "top-1 accuracy (%)", 1))
+
+
+def chosen(groups):
+    """Groups -> those of the whole DER, pruned and not, of one protocol that has a pruned one."""
+    pruned = [group for group in groups if group.method == common.DER_PRUNED]
+    best = max(pruned, key=lambda group: group.done, default=None)
+    return [group for group in groups if best and group.protocol == best.protocol
+            and group.method in (common.DER, common.DER_PRUNED)]
+
+
+def panel(ax, key, label, scale, groups):
+    """One quantity over the classes seen; of the parameters, what they would be without pruning too."""
+    for group in groups:
+        seen, (mean, low, high) = group.first.results["classes_seen"], group.of(key)
+        look = common.look(group, groups)
+        ax.plot(seen, mean * scale, label=common.legend_label(group), **look)
+        if len(group.runs) > 1:
+            ax.fill_between(seen, low * scale, high * scale, color=look["color"], alpha=0.2, lw=0)
+    if key == "parameters" and all(group.method == common.DER_PRUNED for group in groups):
+        ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
+                label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
+    ax.set(xlabel="classes seen", ylabel=label)
+    ax.set_ylim(bottom=0 if key != "accuracy" else None)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def kept_panel(ax, group):
+    """The share of channels kept over the steps, in the mean of each stage's masks: do they go bad?"""
+    kept, seen = group.first.results.get("kept", []), group.first.results["classes_seen"]
+    for stage, marker in enumerate("osD^"):
+        shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
+        ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
+                color=plt.get_cmap("viridis")(stage / 3.5), label=f"stage {stage + 1}")
+    ax.set(xlabel="classes seen", ylabel="channels kept (%)", ylim=(0, 100))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def table(groups):
+    """The figure's numbers as Markdown, a row a step and group."""
+    rows = []
+    for group in groups:
+        columns = [group.of(key)[0] for key in ("parameters", "parameters_unpruned", "ms_per_image", "accuracy")]
+        rows += [f"| {common.label(group)} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | {ms:.2f} | {top1:.2f} |\n"
+                 for seen, p, full, ms, top1 in zip(group.first.results["classes_seen"], *columns)]
+    head = "| | classes seen | parameters (M) | % of unpruned | ms an image | accuracy (%) |\n"
+    return head + "| --- | --: | --: | --: | --: | --: |\n" + "".join(rows)
+
+
+def draw(runs, out):
+    """Runs of one data set -> figure_pruning.png, figure_pruning.pdf and table_pruning.md in out."""
+    groups = chosen(grouped(runs))
+    if not groups:
+        return print("figure_pruning.py: no pruned run here, nothing to draw")
+    fig, axes = plt.subplots(2, 2, figsize=(7.2, 5.2), layout="constrained")
+    fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)
+    for ax, (key, label, scale) in zip(axes.flat, PANELS):
+        panel(ax, key, label, scale, groups)
+    kept_panel(axes[1, 1], next(group for group in groups if group.method == common.DER_PRUNED))
+    common.finish(fig, common.caption(groups), out, "figure_pruning")
+    common.write_text(out / "table_pruning.md", table(groups))
+
+
+if __name__ == "__main__":
+    common.command(draw, __doc__)

@@ -1,0 +1,201 @@
+"""prune.py: Eq. 3 and 4 and the compensation written out naively; masked = compacted; a pruned run as a whole."""
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+import der
+import prune
+import train
+from test_train import log_of, results_of
+
+
+def masked(width=6, seed=0):
+    """An extractor with masks, and BatchNorms that are not those of a new network; in test mode."""
+    torch.manual_seed(seed)
+    extractor = der.ResNet18(width)
+    for module in extractor.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_()
+    prune.attach(extractor, 0.1)
+    return extractor.eval()
+
+
+def set_e(extractor, how):
+    for mask in extractor.masks.values():
+        mask.e.data = {"random": torch.randn_like(mask.e), "single": -torch.rand_like(mask.e) - 1,
+                       "all": torch.rand_like(mask.e) + 0.1}[how]
+
+
+def naive_layers(width, kept):
+    """(kernel, c_in, c_out, kept_in, kept_out) of each convolution, written out from the architecture."""
+    widths, source = [width, 2 * width, 4 * width, 8 * width], kept["stage0"]
+    rows, c_in = [(3, 3, width, 3, source)], width
+    for k, c in enumerate(widths):
+        for j in range(2):
+            inner, stream = kept[f"stage{k}_block{j}"], kept[f"stage{k}"]
+            rows += [(3, c_in, c, source, inner), (3, c, c, inner, stream)]
+            rows += [(1, c_in, c, source, stream)] if c_in != c else []
+            c_in, source = c, stream
+    return rows
+
+
+def test_eq_3_by_hand_and_by_loop():
+    assert prune.anneal(1, 5, 10.0) == pytest.approx(0.1) and prune.anneal(5, 5, 10.0) == pytest.approx(10.0)
+    assert prune.anneal(3, 5, 10.0) == pytest.approx(5.05) and prune.anneal(1, 1, 400.0) == 400.0
+    values = [prune.anneal(b, 50, 400.0) for b in range(1, 51)]
+    assert [b - a for a, b in zip(values, values[1:])] == pytest.approx([(400 - 1 / 400) / 49] * 49)
+
+
+def test_eq_4_by_loop():
+    extractor = masked()
+    set_e(extractor, "random")
+    prune.set_masks(extractor, 3.0, binary=False)
+    norms = {name: sum(1 / (1 + math.exp(-3 * e)) for e in mask.e.tolist()) for name, mask in extractor.masks.items()}
+    rows = naive_layers(6, norms)
+    expected = sum(k * k * m_in * m_out for k, _, _, m_in, m_out in rows) / sum(k * k * i * o for k, i, o, *_ in rows)
+    assert prune.sparsity_loss(extractor).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_masks_at_one_give_exactly_one():
+    extractor = masked(16)
+    set_e(extractor, "all")
+    prune.set_masks(extractor, 400.0, binary=True)
+    assert prune.sparsity_loss(extractor).item() == 1.0
+
+
+@pytest.mark.parametrize("s", [0.0025, 0.5, 1.0, 5.0])
+def test_compensation_is_the_formula(s):
+    grad, e = torch.randn(20), torch.linspace(-3, 3, 20)
+
+    def slope(x):
+        return 1 / (1 + math.exp(-x)) * (1 - 1 / (1 + math.exp(-x)))
+    expected = [g * slope(x) / (s * slope(s * x)) for g, x in zip(grad.tolist(), e.tolist())]
+    assert prune.compensate(grad, e, s).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_compensation_is_finite_for_any_e_and_s():
+    for s in (1 / 400, 1.0, 20.0, 400.0, 1e5):
+        for e in (-1e4, -50.0, -1.0, 0.0, 0.1, 5.0, 1e3):
+            for g in (0.0, 1e-30, 1.0, -1e20):
+                assert torch.isfinite(prune.compensate(torch.tensor([g]), torch.tensor([e]), s)).all()
+
+
+def test_a_masks_gradient_does_not_depend_on_s():
+    """dL/de = dL/dm sigma'(e), whatever s; far out, where the sigmoid is flat in double precision too, 0 or that."""
+    for e in (-0.7, -0.1, 0.0, 0.1, 0.5):
+        for s in (1 / 400, 1.0, 20.0, 400.0):
+            mask = prune.Mask(1, e, torch.device("cpu"))
+            mask.s = s
+            (3 * mask()).sum().backward()
+            sigma = 1 / (1 + math.exp(-e))
+            assert mask.e.grad.item() == pytest.approx(3 * sigma * (1 - sigma), rel=1e-5)
+    for e in (-100.0, 100.0):
+        mask = prune.Mask(1, e, torch.device("cpu"))
+        mask.s = 400.0
+        mask().sum().backward()
+        assert torch.isfinite(mask.e.grad).all()
+
+
+def test_what_is_added_together_shares_a_mask():
+    extractor = masked()
+    by_mask = {}
+    for layer, _, mask in prune.layers(extractor):
+        by_mask.setdefault(id(mask), []).append(layer)
+    sizes = sorted(len(layers) for layers in by_mask.values())
+    assert sizes == [1] * 8 + [3] * 4  # stem + 2 second convolutions; else 2 second convolutions + the shortcut
+
+
+def check_compact(extractor):
+    """Masked (binary) and compact networks agree, and the second has what the masks say and nothing more."""
+    prune.set_masks(extractor, 400.0, binary=True)
+    small, kept = prune.compact(extractor), prune.kept_features(extractor)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        whole, part = extractor(images), small(images)
+    assert torch.allclose(whole[:, kept], part, atol=1e-4) and (whole[:, ~kept] == 0).all()
+    counts = {name: int(mask.kept().sum()) for name, mask in extractor.masks.items()}
+    rows = naive_layers(extractor.features // 8, counts)
+    assert sum(p.numel() for p in small.parameters()) == sum(k * k * m_in * m_out + 2 * m_out
+                                                             for k, _, _, m_in, m_out in rows)
+    assert small.features == counts["stage3"] and type(small) is der.ResNet18
+    assert not any(isinstance(module, prune.Mask) or module._forward_hooks for module in small.modules())
+    assert {name for name, _ in small.named_parameters()} == {name for name, _ in der.ResNet18(2).named_parameters()}
+    return small
+
+
+@pytest.mark.parametrize("how, seed", [("random", 0), ("random", 1), ("random", 2), ("single", 3), ("all", 4)])
+def test_masked_equals_compacted(how, seed):
+    extractor = masked(seed=seed)
+    set_e(extractor, how)
+    before = copy.deepcopy(extractor.state_dict())
+    small = check_compact(extractor)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), extractor.state_dict().values()))
+    if how == "single":
+        assert {int(mask.kept().sum()) for mask in extractor.masks.values()} == {1}
+    fresh = der.ResNet18(6).eval()
+    prune.reshape_like(fresh, small.state_dict())
+    fresh.load_state_dict(small.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(fresh(images), small(images))
+
+
+HARD = ("--prune", "--sparsity", "20", "--epochs", "6", "--width", "4")
+
+
+def test_a_pruned_run(flags, tmp_path, monkeypatch):
+    """It shrinks; masked and compacted agree after real training; the next extractor starts from the dense weights."""
+    original, original_compact, dense = der.Supernet.expand, prune.compact, []
+
+    def expand(self, n_new):
+        kept = {name: value.clone() for name, value in self.dense.items()}
+        original(self, n_new)
+        if kept:
+            dense.append(all(torch.equal(value, self.extractors[-1].state_dict()[name])
+                             for name, value in kept.items()))
+        return self
+
+    def compact(extractor):
+        with monkeypatch.context() as patch:
+            patch.setattr(prune, "compact", original_compact)
+            return check_compact(extractor.eval())
+    monkeypatch.setattr(der.Supernet, "expand", expand)
+    monkeypatch.setattr(prune, "compact", compact)
+    results = train.run(train.parse_settings([*flags, *HARD]))
+    assert dense == [True, True]
+    assert results["pruned"] and all(a < 0.9 * b for a, b in zip(results["parameters"], results["parameters_unpruned"]))
+    assert [len(kept) for kept in results["kept"]] == [12] * 3 and min(results["kept"][0].values()) > 0
+    sparsity = [line["sparsity"] for line in log_of(tmp_path / "run") if line["stage"] == 1]
+    assert sparsity[0] > sparsity[5] and sparsity[4] == sparsity[5]  # binary at the end
+    model = der.load(tmp_path / "run", "cpu", "float32")
+    assert model.num_parameters() == results["parameters"][-1]
+    assert model.predict(torch.zeros(2, 12, 12, 3, dtype=torch.uint8))[1].shape == (2, 6)
+
+
+def test_without_pruning_parameters_are_those_unpruned(flags):
+    results = train.run(train.parse_settings([*flags, "--steps", "2"]))
+    assert results["parameters"] == results["parameters_unpruned"] and not results["pruned"]
+
+
+def test_a_pruned_run_interrupted_is_the_same(flags, tmp_path, monkeypatch):
+    train.run(train.parse_settings([*flags, *HARD]))
+    original, stops = der.RunFolder.save, []
+
+    def save_and_stop(self, state):
+        original(self, state)
+        stops.append(state["step"])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(der.RunFolder, "save", save_and_stop)
+    while stops[-1:] != [3]:
+        with pytest.raises(KeyboardInterrupt):
+            train.run(train.parse_settings([*flags, *HARD, "--out", str(tmp_path / "stopped")]))
+    monkeypatch.undo()
+    train.run(train.parse_settings([*flags, *HARD, "--out", str(tmp_path / "stopped")]))
+    assert len(stops) > 9 and results_of(tmp_path / "stopped") == results_of(tmp_path / "run")
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["prune"] is True
