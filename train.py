@@ -549,7 +549,7 @@ def main() -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("stopped; the same command goes on behind the last finished epoch")
+        say("stopped; the same command goes on from the last checkpoint")
         return 130
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
     means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))
