@@ -1,6 +1,6 @@
 """Channel pruning (paper 3.3; Eq. 3, 4): annealed sigmoid masks, sparsity loss, compaction.
 
-`attach` puts masks on an extractor, by hooks: der.py knows nothing of them, and without pruning nothing of this runs.
+`attach` puts masks on an extractor, by hooks: its own code knows nothing of them, and without pruning nothing of this runs.
 `compact` takes them off again, together with the channels that they switch off.
 """
 from __future__ import annotations

@@ -34,7 +34,8 @@ def panel(ax, key, label, scale, groups):
         ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
     ax.set(xlabel="classes seen", ylabel=label)
-    ax.set_ylim(bottom=0 if key != "accuracy" else None)
+    if key != "accuracy":
+        ax.set_ylim(0, 1.08 * ax.dataLim.y1)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -45,7 +46,7 @@ def kept_panel(ax, group):
         shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
         ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
                 color=plt.get_cmap("viridis")(stage / 3.5), label=f"stage {stage + 1}")
-    ax.set(xlabel="classes seen", ylabel="channels kept (%)", ylim=(0, 100))
+    ax.set(xlabel="classes seen", ylabel="channels kept (%)", ylim=(0, 104))
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
