@@ -167,14 +167,14 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 255
 
 
-def augment(images: Tensor, generator: torch.Generator, padding: int = 4, jitter: float = 63 / 255) -> Tensor:
-    """Random crop from a black border, horizontal flip and brightness, drawn for each image.
+def augment(images: Tensor, draw: Tensor, padding: int = 4, jitter: float = 63 / 255) -> Tensor:
+    """Random crop from a black border, horizontal flip and brightness.
 
-    images uint8 [B, H, W, 3] -> float [B, 3, H, W] in [0, 1], channels last in memory. jitter: the largest relative
-    change of brightness. The generator is the CPU's, so that a device does not change what is drawn.
+    images uint8 [B, H, W, 3], draw [4, B] (top, left, flip, brightness of each image, uniform in [0, 1)) -> float
+    [B, 3, H, W] in [0, 1], channels last in memory. jitter: the largest relative change of brightness.
     """
     batch, height, width, _ = images.shape
-    draw = torch.rand(4, batch, generator=generator).to(images.device)
+    draw = draw.to(images.device)
     top, left = (draw[:2] * (2 * padding + 1)).long()
     x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
     columns = left[:, None] + torch.where(draw[2, :, None] < 0.5, width - 1 - x, x)  # [B, W], half of them flipped

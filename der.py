@@ -145,7 +145,8 @@ class Supernet(nn.Module):
         self.auxiliary: nn.Linear | None = None
         self.increments: list[int] = []  # new classes at each step so far
         self.class_names: list[str] = []  # in order of arrival, where the data set names them
-        self.dense: dict[str, Tensor] = {}  # the newest extractor's weights before it was made compact
+        self.dense: dict[str, Tensor] = {}  # the newest extractor's weights as they were before it was made compact,
+        self.kept: dict[str, Tensor] = {}  # and which of its channels are left
         self.folded: list[ResNet18] = []  # inference copies of the frozen extractors, outside the parameters
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
@@ -159,7 +160,9 @@ class Supernet(nn.Module):
             self.freeze()
             extractor = ResNet18(self.width)
             if self.extractors:
-                extractor.load_state_dict(self.dense or self.extractors[-1].state_dict())
+                newest = self.extractors[-1]
+                extractor.load_state_dict(prune.spread(newest, self.dense, self.kept) if self.dense
+                                          else newest.state_dict())
             self.extractors.append(extractor.to(self.mean.device, memory_format=torch.channels_last))
             if self.masks is not None:
                 prune.attach(extractor, self.masks)
@@ -177,20 +180,20 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(all_features, sum(self.increments), bias=False, device=device)
         self.auxiliary = nn.Linear(newest, self.increments[-1] + 1, device=device)
 
-    def compact(self) -> dict[str, float]:
-        """Really remove the channels that the newest extractor's masks switch off, and the heads' inputs with them.
+    def masked(self) -> bool:
+        """Whether the newest extractor has masks: it is being pruned and not compact yet."""
+        return hasattr(self.extractors[-1], "masks")
 
-        Returns the share of channels that each mask keeps.
-        """
+    def compact(self) -> None:
+        """Really remove the channels that the newest extractor's masks switch off, and the heads' inputs with them."""
         newest = self.extractors[-1]
         self.dense = {name: value for name, value in newest.state_dict().items() if not name.startswith("masks.")}
-        kept = prune.kept_features(newest)
-        before = torch.ones(self.classifier.in_features - len(kept), dtype=torch.bool, device=kept.device)
-        self.extractors[-1] = prune.compact(newest)
-        for head, columns in ((self.classifier, torch.cat([before, kept])), (self.auxiliary, kept)):
+        self.kept, self.extractors[-1] = prune.kept(newest), prune.compact(newest)
+        features = self.kept["stage3"]
+        before = features.new_ones(self.classifier.in_features - len(features))
+        for head, columns in ((self.classifier, torch.cat([before, features])), (self.auxiliary, features)):
             head.weight = nn.Parameter(head.weight.detach()[:, columns])
             head.in_features = int(columns.sum())
-        return {name: round(mask.kept().float().mean().item(), 4) for name, mask in newest.masks.items()}
 
     def freeze(self, count: int | None = None) -> None:
         """End the training of the first count extractors (all): no gradients, BatchNorm in eval mode, from now on."""
@@ -203,12 +206,13 @@ class Supernet(nn.Module):
         for n_new in increments:
             self.expand(n_new)
         self.masks = masks
-        if masks is not None:  # frozen extractors are compact, and one in training has its masks
-            for index, extractor in enumerate(self.extractors[:frozen]):
-                prune.reshape_like(extractor, state, f"extractors.{index}.")
-            for extractor in self.extractors[frozen:]:
+        for index, extractor in enumerate(self.extractors):
+            prefix = f"extractors.{index}."
+            if any(name.startswith(prefix + "masks.") for name in state):
                 prune.attach(extractor, masks)
-            self.reset_heads()
+            else:
+                prune.reshape_like(extractor, state, prefix)
+        self.reset_heads()
         self.load_state_dict(state)
         self.folded.clear()
         self.freeze(frozen)
@@ -235,13 +239,20 @@ class Supernet(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             return self.extractors[index](x)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The super-feature u = [F_1(x), .., F_t(x)] (Eq. 1): images [B, 3, H, W] in [0, 1] -> [B, sum of d]."""
-        return torch.cat([self.branch(index, images) for index in range(len(self.extractors))], dim=1)
+    def features(self, images: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """The super-feature u = [F_1(x), .., F_t(x)] (Eq. 1): images [B, 3, H, W] in [0, 1] -> [B, sum of d].
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, H, W] in [0, 1] -> logits [B, classes], aux_logits [B, new + 1], features [B, sum of d]."""
-        features = self.features(images)
+        first, last: of the extractors with these indices alone, as in a slice.
+        """
+        indices = range(len(self.extractors))[first:last]
+        return torch.cat([self.branch(index, images) for index in indices], dim=1)
+
+    def forward(self, images: Tensor, old: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, 3, H, W] in [0, 1] -> logits [B, classes], aux_logits [B, new + 1], features [B, sum of d].
+
+        old: these images' features of all extractors but the newest, where they are known already.
+        """
+        features = self.features(images) if old is None else torch.cat([old, self.features(images, -1)], dim=1)
         newest = features[:, -self.extractors[-1].features:]
         return self.classifier(features), self.auxiliary(newest), features
 
@@ -423,7 +434,6 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
                           ("let the run go on to the step's end" if state else "give the folder of a run"))
     where = choose_device(device)
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
-    net.masks = config["mask_start"] if config["prune"] else None
     net.rebuild(state["increments"], state["supernet"], state["frozen"])
     net.class_names = state["class_names"][:sum(state["increments"])]
     return net.eval()

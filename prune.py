@@ -1,7 +1,7 @@
 """Channel pruning (paper 3.3; Eq. 3, 4): annealed sigmoid masks, sparsity loss, compaction.
 
-`attach` puts masks on an extractor, by hooks: its own code knows nothing of them, and without pruning nothing of this runs.
-`compact` takes them off again, together with the channels that they switch off.
+`attach` puts masks on an extractor by exchanging its BatchNorms: its own code knows nothing of them, and without pruning
+nothing of this runs. `compact` takes them off again, together with the channels that they switch off.
 """
 from __future__ import annotations
 
@@ -11,30 +11,45 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Mask(nn.Module):
-    """The mask of some channels: m = sigmoid(s e) in (0, 1), 1 = kept; binary (e > 0) once `binary` is set."""
+    """The mask of some channels: m = sigmoid(s e) in (0, 1), 1 = kept; its value [channels] is that of `set_masks`."""
 
     def __init__(self, channels: int, initial: float, device: torch.device):
         super().__init__()
         self.e = nn.Parameter(torch.full((channels,), initial, device=device))
-        self.s, self.binary = 1.0, False
+        self.value = torch.ones(channels, device=device)
 
     def kept(self) -> Tensor:
         """The channels that the binary mask keeps, bool [channels]: m > 0.5, and never none."""
         return (self.e > 0).index_fill(0, self.e.argmax(), True)
 
-    def forward(self) -> Tensor:
-        """m [channels], float32."""
-        if self.binary:
+    def forward(self, s: float) -> Tensor:
+        """m [channels] for this slope s, float32; s = inf: binary."""
+        if s == math.inf:
             return self.kept().float()
         # In double precision and by exp: float32's sigmoid has no gradient left to compensate where s e is above 17.
-        e, s = self.e.double(), self.s
+        e = self.e.double()
         if e.requires_grad:
             e.register_hook(lambda grad: compensate(grad, e.detach(), s))
         return (1 / (1 + torch.exp((-s * e).clamp(-300, 300)))).float()
+
+
+class MaskedNorm(nn.BatchNorm2d):
+    """BatchNorm whose output is multiplied by a mask; by way of its weight and bias, which costs next to nothing."""
+
+    def __init__(self, norm: nn.BatchNorm2d, mask: Mask):
+        super().__init__(norm.num_features, device=norm.weight.device)
+        self.load_state_dict(norm.state_dict())
+        self.mask = [mask]  # in a list, so that e is registered once, in extractor.masks
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.mask[0].value
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight * m, self.bias * m, self.training,
+                            self.momentum, self.eps)
 
 
 def anneal(b: int, B: int, s_max: float) -> float:
@@ -56,91 +71,95 @@ def compensate(grad: Tensor, e: Tensor, s: float) -> Tensor:
     return (grad.double() * log_factor.clamp(max=600).exp()).clamp(-1e30, 1e30).to(grad.dtype)
 
 
-def attach(extractor: nn.Module, initial: float) -> None:
-    """Give a ResNet-18 masks, all e = initial, and multiply them onto what its (batch-normalised) convolutions give.
+def layers(extractor: nn.Module) -> Iterator[tuple[str, nn.Sequential, str | None, str]]:
+    """Each ConvBN's name, itself, the names of the masks of its input (None: the image's channels) and of its output.
 
     What is added together shares a mask: the stem, the second convolutions and the shortcut of a stage.
     """
-    device = extractor.stem[0].weight.device
-    extractor.masks = nn.ModuleDict()
+    source = "stage0"
+    yield "stem", extractor.stem, None, source
     for k, stage in enumerate(extractor.stages):
-        extractor.masks[f"stage{k}"] = Mask(stage[0].conv2[0].out_channels, initial, device)
         for j, block in enumerate(stage):
-            extractor.masks[f"stage{k}_block{j}"] = Mask(block.conv1[0].out_channels, initial, device)
-    for layer, _, mask in layers(extractor):
-        layer.register_forward_hook(lambda module, inputs, output, mask=mask:
-                                    output * mask().to(output.dtype)[:, None, None])
-
-
-def layers(extractor: nn.Module) -> Iterator[tuple[nn.Sequential, Mask | None, Mask]]:
-    """Each ConvBN with the mask of its input channels (None: the image's) and of its output channels."""
-    source = extractor.masks["stage0"]
-    yield extractor.stem, None, source
-    for k, stage in enumerate(extractor.stages):
-        stream = extractor.masks[f"stage{k}"]
-        for j, block in enumerate(stage):
-            inner = extractor.masks[f"stage{k}_block{j}"]
-            yield block.conv1, source, inner
-            yield block.conv2, inner, stream
+            name, inner, stream = f"stages.{k}.{j}", f"stage{k}_block{j}", f"stage{k}"
+            yield f"{name}.conv1", block.conv1, source, inner
+            yield f"{name}.conv2", block.conv2, inner, stream
             if not isinstance(block.shortcut, nn.Identity):
-                yield block.shortcut, source, stream
+                yield f"{name}.shortcut", block.shortcut, source, stream
             source = stream
+
+
+def attach(extractor: nn.Module, initial: float) -> None:
+    """Give a ResNet-18 masks, all e = initial, and multiply them onto what its (batch-normalised) convolutions give."""
+    extractor.masks = nn.ModuleDict()
+    for _, layer, _, mask in layers(extractor):
+        if mask not in extractor.masks:
+            extractor.masks[mask] = Mask(layer[1].num_features, initial, layer[1].weight.device)
+        layer[1] = MaskedNorm(layer[1], extractor.masks[mask])
+
+
+def set_masks(extractor: nn.Module, s: float) -> None:
+    """Give all masks the value that they have at slope s, once for all who use it; s = inf makes them binary."""
+    for mask in extractor.masks.values():
+        mask.value = mask(s)
 
 
 def sparsity_loss(extractor: nn.Module) -> Tensor:
     """Eq. 4: L_s = sum_l K_l |m_(l-1)|_1 |m_l|_1 / sum_l K_l c_(l-1) c_l; 1 where every mask is 1."""
     used, whole = 0.0, 0.0
-    norms = {id(mask): mask().sum() for mask in extractor.masks.values()}
-    for (conv, _), source, mask in layers(extractor):
+    norms = {name: mask.value.sum() for name, mask in extractor.masks.items()}
+    for _, (conv, _), source, mask in layers(extractor):
         area = math.prod(conv.kernel_size)
-        used = used + area * (norms[id(source)] if source is not None else conv.in_channels) * norms[id(mask)]
+        used = used + area * norms.get(source, conv.in_channels) * norms[mask]
         whole += area * conv.in_channels * conv.out_channels
     return used / whole
 
 
-def kept_features(extractor: nn.Module) -> Tensor:
-    """Which features of the extractor outlive compaction, bool [features]."""
-    return extractor.masks[f"stage{len(extractor.stages) - 1}"].kept()
-
-
-def set_masks(extractor: nn.Module, s: float, binary: bool) -> None:
-    """Set the slope of all masks, or make them binary."""
-    for mask in extractor.masks.values():
-        mask.s, mask.binary = s, binary
+def kept(extractor: nn.Module) -> dict[str, Tensor]:
+    """Mask by mask, the channels that outlive compaction, bool [channels]; the last one's are the features."""
+    return {name: mask.kept() for name, mask in extractor.masks.items()}
 
 
 @torch.no_grad()
 def compact(extractor: nn.Module) -> nn.Module:
-    """A plain, smaller network that computes what the extractor does with binary masks: no masks, no hooks."""
-    small = copy.deepcopy(extractor)
-    for layer, source, mask in layers(small):  # the masks are looked at before they go
-        conv, norm = layer
-        layer._forward_hooks.clear()
-        kept_in = slice(None) if source is None else source.kept()
-        resize(layer, conv.weight[mask.kept()][:, kept_in].clone(),
-               {name: value[mask.kept()].clone() for name, value in norm.state_dict().items() if value.ndim})
-    small.features = small.stages[-1][-1].conv2[0].out_channels
+    """Make the masks binary; returns a plain, smaller network that computes the same. Nothing of a mask is left in it."""
+    set_masks(extractor, math.inf)
+    small, keep = copy.deepcopy(extractor), kept(extractor)
     del small.masks
+    for _, layer, source, mask in layers(small):
+        conv, norm = layer
+        resize(layer, conv.weight[keep[mask]][:, keep.get(source, slice(None))],
+               {name: value[keep[mask]] if value.ndim else value for name, value in norm.state_dict().items()})
+    small.features = small.stages[-1][-1].conv2[0].out_channels
     return small
 
 
+@torch.no_grad()
+def spread(small: nn.Module, dense: dict[str, Tensor], keep: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a network as large as before compaction: the compact one's weights, the others from dense."""
+    state = {name: value.clone() for name, value in dense.items()}
+    for name, layer, source, mask in layers(small):
+        for entry, value in layer.state_dict().items():
+            whole = state[f"{name}.{entry}"]
+            if entry == "0.weight":
+                every = keep[mask].new_ones(whole.shape[1])
+                whole[keep[mask][:, None] & keep.get(source, every)] = value.flatten(0, 1).to(whole.device)
+            elif whole.ndim:
+                whole[keep[mask]] = value.to(whole.device)
+    return state
+
+
 def resize(layer: nn.Sequential, weight: Tensor, norm: dict[str, Tensor]) -> None:
-    """Give a ConvBN this convolution weight [c_out, c_in, K, K] and these BatchNorm entries [c_out]."""
-    conv, bn = layer
+    """Give a ConvBN this convolution weight [c_out, c_in, K, K] and a plain BatchNorm in this state, [c_out] each."""
+    conv, _ = layer
     conv.out_channels, conv.in_channels = weight.shape[:2]
-    conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    bn.num_features = len(weight)
-    for name, value in norm.items():
-        if name in ("weight", "bias"):
-            value = nn.Parameter(value, requires_grad=getattr(bn, name).requires_grad)
-        setattr(bn, name, value)
+    conv.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last))
+    layer[1] = nn.BatchNorm2d(len(weight), device=weight.device).train(layer.training)
+    layer[1].load_state_dict(norm)
 
 
 def reshape_like(extractor: nn.Module, state: dict[str, Tensor], prefix: str = "") -> None:
     """Make a fresh extractor as small as the compact one whose weights are in state, under names with this prefix."""
-    for name, layer in extractor.named_modules():
-        key = f"{prefix}{name}."
-        if isinstance(layer, nn.Sequential) and f"{key}0.weight" in state and f"{key}1.running_var" in state:
-            resize(layer, state[f"{key}0.weight"].clone(), {
-                entry: state[f"{key}1.{entry}"].clone() for entry in ("weight", "bias", "running_mean", "running_var")})
+    for name, layer, _, _ in layers(extractor):
+        norm = {entry: state[f"{prefix}{name}.1.{entry}"] for entry in layer[1].state_dict()}
+        resize(layer, state[f"{prefix}{name}.0.weight"], norm)
     extractor.features = extractor.stages[-1][-1].conv2[0].out_channels

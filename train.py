@@ -78,6 +78,8 @@ class Settings:
     milestones: tuple = setting((100, 120), "steps: epochs after the warm-up at which the rate falls to a tenth")
     base_epochs: int = setting(200, "stage 1: epochs of the first step where base is not 0; 0 = as every step", least=0)
     base_milestones: tuple = setting((60, 120, 160), "its milestones, without a warm-up")
+    views: int = setting(0, "stage 1: augmented views of each image, by turns, which frozen extractors see once; 0 = "
+                         "another every epoch", least=0)
     batch: int = setting(128, "stage 1: images a batch", least=2)
     lr: float = setting(0.1, "stage 1: (highest) learning rate", above=0)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1)
@@ -89,14 +91,15 @@ class Settings:
     sparsity: float = setting(0.2, "pruning: weight lambda_s of the sparsity loss", least=0)
     s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", above=0)
     mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
-    mask_share: float = setting(0.5, "pruning: share of the epochs after which the masks stay binary", least=0, below=1)
+    mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", least=0,
+                                below=1)
 
     head_epochs: int = setting(30, "stage 2: epochs", least=1)
     head_batch: int = setting(128, "stage 2: images a batch", least=1)
     head_lr: float = setting(0.1, "stage 2: learning rate", above=0)
     head_milestones: tuple = setting((15,), "stage 2: epochs at which the rate falls to a tenth")
     temperature: float = setting(5.0, "stage 2: the logits are divided by it", above=0)
-    views: int = setting(30, "stage 2: augmented views of each image, by turns; their features are fixed", least=1)
+    head_views: int = setting(30, "stage 2: augmented views of each image, by turns; their features are fixed", least=1)
 
 
 # Where a profile differs from the paper's settings, and why.
@@ -105,10 +108,10 @@ PROFILES = {
     # A quarter of the epochs. A step has only 5000 to 7000 images: small batches make up for the iterations; one
     # cycle with Nesterov's momentum and label smoothing needs few. More views of stage 2 gained nothing.
     "fast": dict(epochs=40, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True,
-                 label_smoothing=0.1, head_batch=32, views=2),
+                 label_smoothing=0.1, head_batch=32, head_views=2, views=10),
     # As fast, on a data set and with a network small enough for any laptop.
     "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
-                 head_batch=16, views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
+                 head_batch=16, head_views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
 }
 # What may differ where a run goes on.
 MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}
@@ -204,7 +207,8 @@ class Run:
         self.folder.save(dict(step=self.step, epoch=self.epoch, seconds=self.seconds(), log_bytes=self.log_bytes,
                               results=self.results, memory=self.memory.chosen, increments=self.supernet.increments,
                               frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(),
-                              dense=self.supernet.dense, class_names=self.data.class_names, **training))
+                              dense=self.supernet.dense, kept=self.supernet.kept, class_names=self.data.class_names,
+                              **training))
         self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
     def resume(self) -> dict:
@@ -214,7 +218,7 @@ class Run:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
             self.supernet.rebuild(state["increments"], state["supernet"], state["frozen"])
-            self.supernet.dense = state["dense"]
+            self.supernet.dense, self.supernet.kept = state["dense"], state["kept"]
         self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
         return state
 
@@ -245,8 +249,6 @@ def learn(r: Run, training: dict) -> dict:
             r.supernet.expand(n_new)
 
         train_representation(r, samples, n_old, training, progress)  # stage 1
-        if r.settings.prune:
-            r.results["kept"] = r.results.get("kept", []) + [r.supernet.compact()]
         r.supernet.freeze()
         stage1, _ = test(r)
         if r.step > 0:
@@ -287,15 +289,13 @@ def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[st
 
 def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
     """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
-    s, net = r.settings, r.supernet
+    s, net, old = r.settings, r.supernet, {}
     is_base, epochs = r.is_base(r.step), r.epochs(r.step)
+    views = s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
-    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    groups = [dict(params=[p for name, p in trained if ".masks." not in name]),
-              dict(params=[p for name, p in trained if ".masks." in name], weight_decay=0.0)]
-    optimizer = torch.optim.SGD(groups[:1 + s.prune], s.lr, s.momentum, weight_decay=s.weight_decay,
-                                nesterov=s.nesterov, fused=r.device.type != "mps")
+    optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
+                                fused=r.device.type != "mps")
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
     if r.epoch > 0:
         optimizer.load_state_dict(training["optimizer"])
@@ -304,25 +304,33 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         index = samples[batch].to(r.device)
         labels = r.data.train_labels[index]
-        if s.prune:
-            soft = epoch < s.mask_share * epochs
-            prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max), not soft)
-        logits, aux_logits, _ = net(augment(r.data.train_images[index], generator))
+        if net.masked():
+            prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max))
+        logits, aux_logits, _ = net(augment(r.data.train_images[index], draw[:, batch]),
+                                    old[view][batch.to(r.device)] if old else None)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
-        if s.prune:
+        if net.masked():
             terms["sparsity"] = prune.sparsity_loss(net.extractors[-1])
         # Eq. 2: L = L_H + lambda_a L_Ha + lambda_s L_s
         return sum(weights[name] * term for name, term in terms.items()), terms
 
-    net.train()
     for epoch in range(r.epoch, epochs):
         generator, lr = r.generator(1, epoch), scheduler.get_last_lr()[0]
         if s.schedule == "steps" and not is_base and epoch == s.warmup > 0:
             torch.manual_seed(generator.initial_seed())
             net.classifier.reset_parameters()
             net.auxiliary.reset_parameters()
+        if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
+            net.compact()
+            optimizer.param_groups[:] = [dict(optimizer.param_groups[0], **groups(net, s)[0])]
+            optimizer.state.clear()
+        view = epoch % views
+        draw = torch.rand(4, len(samples), generator=r.generator(3, view))
+        if net.folded and view not in old:
+            old = (old if s.views else {}) | {view: extract(r, samples, draw, last=-1)}
+        net.train()
         parts, number = batches(len(samples), s.batch, generator), itertools.count(1)
         terms = train_epoch(parts, loss, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
@@ -332,10 +340,22 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
 
 
+def groups(net: Supernet, s: Settings) -> list[dict]:
+    """The optimiser's groups: the weights in training, then the masks, where there are any.
+
+    A mask's gradients, of both losses, shrink as one over the width, so its rate rises with it: the same lambda_s then
+    prunes networks of any width alike. 16 is the width at which the defaults of pruning were found.
+    """
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    weights, masks = ([p for name, p in trained if (".masks." in name) == masked] for masked in (False, True))
+    return [dict(params=weights)] + ([dict(params=masks, lr=s.lr * s.width / 16, weight_decay=0.0)] if masks else [])
+
+
 def make_scheduler(optimizer, s: Settings, is_base: bool, epochs: int, batches_an_epoch: int) -> LRScheduler:
     """Stage 1's learning rate: one cycle, batch by batch; or warm-up, then steps, epoch by epoch."""
     if s.schedule == "onecycle":
-        return OneCycleLR(optimizer, s.lr, epochs=epochs, steps_per_epoch=batches_an_epoch, cycle_momentum=False)
+        return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], epochs=epochs,
+                          steps_per_epoch=batches_an_epoch, cycle_momentum=False)
     if is_base or not s.warmup:
         return MultiStepLR(optimizer, s.base_milestones if is_base else s.milestones)
     # Epoch e = 0 .. w - 1 of the warm-up has (e + 1) / w of the full rate, as in the authors' code.
@@ -351,7 +371,8 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
     share = max(len(chosen) for chosen in r.memory.chosen)  # all exemplars, and as many of each new class
     samples = samples[balanced(r.data.train_labels.cpu()[samples], share, generator)]
     labels = r.data.train_labels[samples.to(r.device)]
-    views = [extract(r, samples, generator) for _ in range(min(s.views, s.head_epochs))]  # each [N, D]
+    draws = [torch.rand(4, len(samples), generator=generator) for _ in range(min(s.head_views, s.head_epochs))]
+    views = [extract(r, samples, draw) for draw in draws]  # each [N, D]
     torch.manual_seed(generator.initial_seed())
     net.classifier.reset_parameters()
     optimizer = torch.optim.SGD(net.classifier.parameters(), s.head_lr, s.momentum, weight_decay=s.weight_decay)
@@ -372,12 +393,17 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
 # --------------------------------------------------------------------------------------------- features, evaluation
 
 @torch.no_grad()
-def extract(r: Run, samples: Tensor, generator: torch.Generator | None = None, size: int = 500) -> Tensor:
-    """Super-features [N, D] of training images (indices) in test mode; of augmented ones where there is a generator."""
+def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None, size: int = 500) -> Tensor:
+    """Super-features [N, D] of training images (indices) in test mode; of augmented ones where draw [4, N] is given.
+
+    last: of the extractors before this index alone.
+    """
     r.supernet.eval()
-    chunks = (r.data.train_images[index.to(r.device)] for index in samples.split(size))
-    return torch.cat([r.supernet.features(augment(chunk, generator) if generator else to_float(chunk))
-                      for chunk in chunks])
+    chunks = []
+    for part in torch.arange(len(samples)).split(size):
+        images = r.data.train_images[samples[part].to(r.device)]
+        chunks.append(r.supernet.features(to_float(images) if draw is None else augment(images, draw[:, part]), last=last))
+    return torch.cat(chunks)
 
 
 def evaluate(s: Settings) -> dict:
@@ -439,6 +465,8 @@ def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -
                task_accuracy=task_accuracy, parameters=parameters,
                parameters_unpruned=r.supernet.num_parameters_unpruned(),
                ms_per_image=latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), seconds=r.seconds())
+    if r.settings.prune:
+        row["kept"] = {name: round(kept.float().mean().item(), 4) for name, kept in r.supernet.kept.items()}
     for name, value in row.items():
         r.results[name] = r.results.get(name, []) + [value]
     r.results.update(summary(r.results["accuracy"], r.results["task_accuracy"]))

@@ -36,7 +36,7 @@ def call(monkeypatch, capsys, flags):
     (["--prune", "--s-max", "0"], "--s-max 0.0: it must be a number above 0"),
     (["--prune", "--sparsity", "-1"], "--sparsity -1.0: it must be a number at least 0"),
     (["--prune", "--no-expansion"], "--prune and --no-expansion"),
-    (["--views", "0"], "--views 0"),
+    (["--head-views", "0"], "--head-views 0"),
     (["--head-epochs", "0"], "--head-epochs 0"),
     (["--seed", "-1"], "--seed -1"),
     (["--steps", "-1"], "--steps -1"),

@@ -82,7 +82,7 @@ def naive_augment(image, top, left, flip, brightness, padding=4):
 def test_augment_is_crop_flip_brightness_of_each_image():
     images = torch.randint(0, 256, (50, 10, 14, 3), dtype=torch.uint8)
     draw = torch.rand(4, 50, generator=torch.Generator().manual_seed(5))
-    out = data.augment(images, torch.Generator().manual_seed(5), jitter=0.25)
+    out = data.augment(images, draw, jitter=0.25)
     assert out.shape == (50, 3, 10, 14) and out.dtype == torch.float32
     for i in range(50):
         expected = naive_augment(images[i].numpy(), int(draw[0, i] * 9), int(draw[1, i] * 9), draw[2, i] < 0.5,
@@ -93,7 +93,7 @@ def test_augment_is_crop_flip_brightness_of_each_image():
 def test_augment_draws_every_offset_both_flips_and_the_whole_range():
     images = torch.zeros(4000, 8, 8, 3, dtype=torch.uint8)
     images[:, 4, 3] = 100  # one bright pixel: where it lands tells the crop and the flip
-    out = data.augment(images, torch.Generator().manual_seed(0))[:, 0] * 255
+    out = data.augment(images, torch.rand(4, 4000, generator=torch.Generator().manual_seed(0)))[:, 0] * 255
     seen = out.flatten(1).max(1).values > 0
     rows, columns = out[seen].flatten(1).argmax(1).div(8, rounding_mode="floor"), out[seen].flatten(1).argmax(1) % 8
     assert rows.unique().tolist() == columns.unique().tolist() == list(range(8))

@@ -55,7 +55,7 @@ def test_eq_3_by_hand_and_by_loop():
 def test_eq_4_by_loop():
     extractor = masked()
     set_e(extractor, "random")
-    prune.set_masks(extractor, 3.0, binary=False)
+    prune.set_masks(extractor, 3.0)
     norms = {name: sum(1 / (1 + math.exp(-3 * e)) for e in mask.e.tolist()) for name, mask in extractor.masks.items()}
     rows = naive_layers(6, norms)
     expected = sum(k * k * m_in * m_out for k, _, _, m_in, m_out in rows) / sum(k * k * i * o for k, i, o, *_ in rows)
@@ -65,7 +65,7 @@ def test_eq_4_by_loop():
 def test_all_masks_at_one_give_exactly_one():
     extractor = masked(16)
     set_e(extractor, "all")
-    prune.set_masks(extractor, 400.0, binary=True)
+    prune.set_masks(extractor, math.inf)
     assert prune.sparsity_loss(extractor).item() == 1.0
 
 
@@ -91,30 +91,29 @@ def test_a_masks_gradient_does_not_depend_on_s():
     for e in (-0.7, -0.1, 0.0, 0.1, 0.5):
         for s in (1 / 400, 1.0, 20.0, 400.0):
             mask = prune.Mask(1, e, torch.device("cpu"))
-            mask.s = s
-            (3 * mask()).sum().backward()
+            (3 * mask(s)).sum().backward()
             sigma = 1 / (1 + math.exp(-e))
             assert mask.e.grad.item() == pytest.approx(3 * sigma * (1 - sigma), rel=1e-5)
     for e in (-100.0, 100.0):
         mask = prune.Mask(1, e, torch.device("cpu"))
-        mask.s = 400.0
-        mask().sum().backward()
+        mask(400.0).sum().backward()
         assert torch.isfinite(mask.e.grad).all()
 
 
 def test_what_is_added_together_shares_a_mask():
     extractor = masked()
     by_mask = {}
-    for layer, _, mask in prune.layers(extractor):
-        by_mask.setdefault(id(mask), []).append(layer)
+    for name, layer, _, mask in prune.layers(extractor):
+        assert extractor.get_submodule(name) is layer and layer[1].mask == [extractor.masks[mask]]
+        by_mask.setdefault(mask, []).append(layer)
     sizes = sorted(len(layers) for layers in by_mask.values())
     assert sizes == [1] * 8 + [3] * 4  # stem + 2 second convolutions; else 2 second convolutions + the shortcut
 
 
 def check_compact(extractor):
     """Masked (binary) and compact networks agree, and the second has what the masks say and nothing more."""
-    prune.set_masks(extractor, 400.0, binary=True)
-    small, kept = prune.compact(extractor), prune.kept_features(extractor)
+    prune.set_masks(extractor, math.inf)
+    small, kept = prune.compact(extractor), prune.kept(extractor)["stage3"]
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         whole, part = extractor(images), small(images)
@@ -124,7 +123,7 @@ def check_compact(extractor):
     assert sum(p.numel() for p in small.parameters()) == sum(k * k * m_in * m_out + 2 * m_out
                                                              for k, _, _, m_in, m_out in rows)
     assert small.features == counts["stage3"] and type(small) is der.ResNet18
-    assert not any(isinstance(module, prune.Mask) or module._forward_hooks for module in small.modules())
+    assert not any(isinstance(module, (prune.Mask, prune.MaskedNorm)) for module in small.modules())
     assert {name for name, _ in small.named_parameters()} == {name for name, _ in der.ResNet18(2).named_parameters()}
     return small
 
@@ -145,7 +144,48 @@ def test_masked_equals_compacted(how, seed):
     assert torch.equal(fresh(images), small(images))
 
 
-HARD = ("--prune", "--sparsity", "20", "--epochs", "6", "--width", "4")
+def test_a_mask_multiplies_what_batch_norm_gives():
+    """In training and in test mode, with the gradient of the product; the statistics are those of all channels."""
+    torch.manual_seed(0)
+    norm, x, weights = torch.nn.BatchNorm2d(5), torch.randn(4, 5, 3, 3), torch.randn(4, 5, 3, 3)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    for training in (True, False):
+        mask = prune.Mask(5, 0.1, torch.device("cpu"))
+        mask.e.data.normal_()
+        mask.value = mask(2.0)
+        masked_norm = prune.MaskedNorm(norm, mask).train(training)
+        out = masked_norm(x)
+        (out * weights).sum().backward()
+        grad, mask.e.grad = mask.e.grad.clone(), None
+        expected = norm.train(training)(x) * mask(2.0)[:, None, None]
+        (expected * weights).sum().backward()
+        assert torch.allclose(out, expected, atol=1e-6) and torch.allclose(grad, mask.e.grad, atol=1e-4)
+        assert torch.allclose(norm.running_var, masked_norm.running_var)
+    assert [name for name, _ in masked_norm.named_parameters()] == ["weight", "bias"]
+
+
+def test_spread_puts_every_compact_weight_back_in_its_place():
+    extractor = masked()
+    set_e(extractor, "random")
+    dense = {name: value.clone() for name, value in extractor.state_dict().items() if not name.startswith("masks.")}
+    small, keep = prune.compact(extractor), prune.kept(extractor)
+    same = prune.spread(small, dense, keep)
+    assert same.keys() == dense.keys() and all(torch.equal(same[name], dense[name]) for name in dense)
+    with torch.no_grad():
+        for p in small.parameters():
+            p.add_(1)
+    state = prune.spread(small, dense, keep)
+    for name, _, source, mask in prune.layers(extractor):
+        sources = keep[source] if source else torch.ones(3, dtype=torch.bool)
+        for o, row in enumerate(state[f"{name}.0.weight"]):
+            for i, kernel in enumerate(row):
+                trained = bool(keep[mask][o] and sources[i])
+                assert torch.equal(kernel, dense[f"{name}.0.weight"][o, i] + trained)
+        assert torch.equal(state[f"{name}.1.bias"], dense[f"{name}.1.bias"] + keep[mask])
+
+
+HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")
 
 
 def test_a_pruned_run(flags, tmp_path, monkeypatch):
@@ -153,11 +193,11 @@ def test_a_pruned_run(flags, tmp_path, monkeypatch):
     original, original_compact, dense = der.Supernet.expand, prune.compact, []
 
     def expand(self, n_new):
-        kept = {name: value.clone() for name, value in self.dense.items()}
+        start = prune.spread(self.extractors[-1], self.dense, self.kept) if self.dense else {}
         original(self, n_new)
-        if kept:
-            dense.append(all(torch.equal(value, self.extractors[-1].state_dict()[name])
-                             for name, value in kept.items()))
+        if start:
+            state = self.extractors[-1].state_dict()
+            dense.append(all(torch.equal(value, state[name]) for name, value in start.items()))
         return self
 
     def compact(extractor):
@@ -170,8 +210,8 @@ def test_a_pruned_run(flags, tmp_path, monkeypatch):
     assert dense == [True, True]
     assert results["pruned"] and all(a < 0.9 * b for a, b in zip(results["parameters"], results["parameters_unpruned"]))
     assert [len(kept) for kept in results["kept"]] == [12] * 3 and min(results["kept"][0].values()) > 0
-    sparsity = [line["sparsity"] for line in log_of(tmp_path / "run") if line["stage"] == 1]
-    assert sparsity[0] > sparsity[5] and sparsity[4] == sparsity[5]  # binary at the end
+    sparsity = [line.get("sparsity") for line in log_of(tmp_path / "run") if line["stage"] == 1]
+    assert sparsity[0] > sparsity[2] and sparsity[3:6] == [None] * 3  # compact for the second half
     model = der.load(tmp_path / "run", "cpu", "float32")
     assert model.num_parameters() == results["parameters"][-1]
     assert model.predict(torch.zeros(2, 12, 12, 3, dtype=torch.uint8))[1].shape == (2, 6)

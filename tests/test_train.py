@@ -62,7 +62,7 @@ def test_paper_first_step_of_b50_has_its_own_200_epochs():
 def test_paper_stage_2():
     s = settings("--profile", "paper")
     assert (s.head_epochs, s.head_lr, s.head_milestones, s.temperature) == (30, 0.1, (15,), 5.0)
-    assert s.views == s.head_epochs  # a new augmentation each epoch
+    assert s.head_views == s.head_epochs and s.views == 0  # a new augmentation each epoch
 
 
 def test_fast_is_one_cycle():
@@ -277,7 +277,7 @@ def test_results_and_log_have_their_form(flags):
     assert "auxiliary" not in lines[0] and "auxiliary" in lines[3]
 
 
-@pytest.mark.parametrize("extra", [(), ("--no-expansion", "--no-auxiliary"), ("--schedule", "steps", "--warmup", "1"),
+@pytest.mark.parametrize("extra", [("--views", "0"), ("--no-expansion", "--no-auxiliary"), ("--schedule", "steps", "--warmup", "1"),
                                    ("--precision", "bfloat16", "--base", "4")])
 def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
     """A run of one process; the same again; one that stops behind each of its checkpoints in turn."""
