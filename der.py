@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import prune
@@ -72,11 +74,38 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 # ---------------------------------------------------------------------------------------------------- the extractor
 
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose output may be multiplied by a scale [channels], such as a mask.
+
+    In training its statistics are those of the whole batch also where several processes share it (torch has that for GPUs
+    alone).
+    """
+
+    scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (p if self.scale is None else p * self.scale for p in (self.weight, self.bias))
+        if not (self.training and dist.is_initialized()):
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum,
+                                self.eps)
+        values = x.float()
+        count = values.new_full((self.num_features,), x.numel() / self.num_features)
+        moments = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
+        total, squares, count = all_reduce(moments)  # with its gradient
+        mean = total / count
+        var = squares / count - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        gain = weight * (var + self.eps).rsqrt()
+        return (values * gain[:, None, None] + (bias - mean * gain)[:, None, None]).to(x.dtype)
+
+
 class ConvBN(nn.Sequential):
     """Convolution without bias, then BatchNorm."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
-        super().__init__(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out))
+        super().__init__(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), BatchNorm(c_out))
         nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -192,7 +221,7 @@ class Supernet(nn.Module):
         features = self.kept["stage3"]
         before = features.new_ones(self.classifier.in_features - len(features))
         for head, columns in ((self.classifier, torch.cat([before, features])), (self.auxiliary, features)):
-            head.weight = nn.Parameter(head.weight.detach()[:, columns])
+            head.weight = nn.Parameter(head.weight.detach()[:, columns], head.weight.requires_grad)
             head.in_features = int(columns.sum())
 
     def freeze(self, count: int | None = None) -> None:
@@ -321,11 +350,13 @@ class RunFolder:
 
     CHECKPOINTS = ("checkpoint.new.pt", "checkpoint.pt", "checkpoint.old.pt")  # newest first
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes  # of several processes, one writes
 
     def claim(self, config: dict, may_differ: set[str], restart: bool = False) -> None:
         """Make or take up the folder for this process alone. Raises FolderError where it holds another run."""
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
@@ -357,7 +388,8 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other processes have the folder."""
-        os.close(self.lock)
+        if self.writes:
+            os.close(self.lock)
 
     def read_config(self) -> dict:
         """config.json, or {} where there is none."""
@@ -370,6 +402,8 @@ class RunFolder:
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file beside its place, sync it, rename it. Raises OSError, on a full disk for one."""
+        if not self.writes:
+            return
         part = self.path / (name + ".part")
         try:
             with open(part, "wb") as file:
@@ -382,6 +416,8 @@ class RunFolder:
 
     def append_log(self, line: dict) -> int:
         """Add a line to log.jsonl. Returns the file's length in bytes."""
+        if not self.writes:
+            return 0
         with open(self.path / "log.jsonl", "ab") as file:
             file.write((json.dumps(line) + "\n").encode())
             file.flush()
@@ -390,11 +426,15 @@ class RunFolder:
 
     def cut_log(self, length: int) -> None:
         """Drop what stands in log.jsonl behind its first length bytes."""
+        if not self.writes:
+            return
         with open(self.path / "log.jsonl", "ab") as file:
             file.truncate(min(length, file.tell()))
 
     def save(self, state: dict) -> None:
         """Write checkpoint.pt; the one before it stays beside it as checkpoint.old.pt."""
+        if not self.writes:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         new, current, old = (self.path / name for name in self.CHECKPOINTS)

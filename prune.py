@@ -1,7 +1,7 @@
 """Channel pruning (paper 3.3; Eq. 3, 4): annealed sigmoid masks, sparsity loss, compaction.
 
-`attach` puts masks on an extractor by exchanging its BatchNorms: its own code knows nothing of them, and without pruning
-nothing of this runs. `compact` takes them off again, together with the channels that they switch off.
+`attach` gives an extractor masks, `set_masks` lets them work, `compact` takes them off again, together with the channels
+that they switch off. The extractor knows of them only that a BatchNorm may have a scale.
 """
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 
 class Mask(nn.Module):
-    """The mask of some channels: m = sigmoid(s e) in (0, 1), 1 = kept; its value [channels] is that of `set_masks`."""
+    """The mask of some channels: m = sigmoid(s e) in (0, 1), 1 = kept."""
 
     def __init__(self, channels: int, initial: float, device: torch.device):
         super().__init__()
         self.e = nn.Parameter(torch.full((channels,), initial, device=device))
-        self.value = torch.ones(channels, device=device)
 
     def kept(self) -> Tensor:
         """The channels that the binary mask keeps, bool [channels]: m > 0.5, and never none."""
         return (self.e > 0).index_fill(0, self.e.argmax(), True)
 
     def forward(self, s: float) -> Tensor:
-        """m [channels] for this slope s, float32; s = inf: binary."""
+        """m [channels] at slope s, float32; s = inf: binary."""
         if s == math.inf:
             return self.kept().float()
         # In double precision and by exp: float32's sigmoid has no gradient left to compensate where s e is above 17.
@@ -36,20 +34,6 @@ class Mask(nn.Module):
         if e.requires_grad:
             e.register_hook(lambda grad: compensate(grad, e.detach(), s))
         return (1 / (1 + torch.exp((-s * e).clamp(-300, 300)))).float()
-
-
-class MaskedNorm(nn.BatchNorm2d):
-    """BatchNorm whose output is multiplied by a mask; by way of its weight and bias, which costs next to nothing."""
-
-    def __init__(self, norm: nn.BatchNorm2d, mask: Mask):
-        super().__init__(norm.num_features, device=norm.weight.device)
-        self.load_state_dict(norm.state_dict())
-        self.mask = [mask]  # in a list, so that e is registered once, in extractor.masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        m = self.mask[0].value
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight * m, self.bias * m, self.training,
-                            self.momentum, self.eps)
 
 
 def anneal(b: int, B: int, s_max: float) -> float:
@@ -89,24 +73,27 @@ def layers(extractor: nn.Module) -> Iterator[tuple[str, nn.Sequential, str | Non
 
 
 def attach(extractor: nn.Module, initial: float) -> None:
-    """Give a ResNet-18 masks, all e = initial, and multiply them onto what its (batch-normalised) convolutions give."""
+    """Give a ResNet-18 masks, all e = initial."""
     extractor.masks = nn.ModuleDict()
-    for _, layer, _, mask in layers(extractor):
+    for _, (_, norm), _, mask in layers(extractor):
         if mask not in extractor.masks:
-            extractor.masks[mask] = Mask(layer[1].num_features, initial, layer[1].weight.device)
-        layer[1] = MaskedNorm(layer[1], extractor.masks[mask])
+            extractor.masks[mask] = Mask(norm.num_features, initial, norm.weight.device)
 
 
 def set_masks(extractor: nn.Module, s: float) -> None:
-    """Give all masks the value that they have at slope s, once for all who use it; s = inf makes them binary."""
-    for mask in extractor.masks.values():
-        mask.value = mask(s)
+    """Multiply onto what each (batch-normalised) convolution gives its mask at slope s; s = inf: the binary one.
+
+    A mask is computed once for all who share it, and works by way of BatchNorm's weight and bias: it costs next to nothing.
+    """
+    values = {name: mask(s) for name, mask in extractor.masks.items()}
+    for _, (_, norm), _, mask in layers(extractor):
+        norm.scale = values[mask]
 
 
 def sparsity_loss(extractor: nn.Module) -> Tensor:
     """Eq. 4: L_s = sum_l K_l |m_(l-1)|_1 |m_l|_1 / sum_l K_l c_(l-1) c_l; 1 where every mask is 1."""
     used, whole = 0.0, 0.0
-    norms = {name: mask.value.sum() for name, mask in extractor.masks.items()}
+    norms = {mask: layer[1].scale.sum() for _, layer, _, mask in layers(extractor)}
     for _, (conv, _), source, mask in layers(extractor):
         area = math.prod(conv.kernel_size)
         used = used + area * norms.get(source, conv.in_channels) * norms[mask]
@@ -149,11 +136,11 @@ def spread(small: nn.Module, dense: dict[str, Tensor], keep: dict[str, Tensor]) 
 
 
 def resize(layer: nn.Sequential, weight: Tensor, norm: dict[str, Tensor]) -> None:
-    """Give a ConvBN this convolution weight [c_out, c_in, K, K] and a plain BatchNorm in this state, [c_out] each."""
+    """Give a ConvBN this convolution weight [c_out, c_in, K, K] and a BatchNorm in this state, [c_out] each."""
     conv, _ = layer
     conv.out_channels, conv.in_channels = weight.shape[:2]
     conv.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last))
-    layer[1] = nn.BatchNorm2d(len(weight), device=weight.device).train(layer.training)
+    layer[1] = type(layer[1])(len(weight), device=weight.device).train(layer.training)
     layer[1].load_state_dict(norm)
 
 

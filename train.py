@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import operator
+import os
 import signal
 import sys
 import textwrap
@@ -19,7 +20,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
 
 import data as sources
@@ -73,6 +76,7 @@ class Settings:
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 
     epochs: int = setting(170, "stage 1: epochs of a step", least=1)
+    first_epochs: int = setting(0, "stage 1: epochs of the first step where base is 0; 0 = as every step", least=0)
     schedule: str = setting("steps", "stage 1: course of the learning rate", choices=("steps", "onecycle"))
     warmup: int = setting(10, "steps: epochs of linear warm-up, after which the heads begin anew", least=0)
     milestones: tuple = setting((100, 120), "steps: epochs after the warm-up at which the rate falls to a tenth")
@@ -105,10 +109,11 @@ class Settings:
 # Where a profile differs from the paper's settings, and why.
 PROFILES = {
     "paper": {},
-    # A quarter of the epochs. A step has only 5000 to 7000 images: small batches make up for the iterations; one
-    # cycle with Nesterov's momentum and label smoothing needs few. More views of stage 2 gained nothing.
-    "fast": dict(epochs=40, schedule="onecycle", warmup=0, base_epochs=0, batch=32, nesterov=True,
-                 label_smoothing=0.1, head_batch=32, head_views=2, views=10),
+    # A fifth of the epochs; the first step, which starts from random weights, has more. A step has only 5000 to 7000
+    # images: small batches make up for the iterations; one cycle with Nesterov's momentum and label smoothing needs few.
+    # A view for three epochs costs the new extractor nothing and spares the frozen ones two thirds of their work.
+    "fast": dict(epochs=30, first_epochs=60, base_epochs=0, schedule="onecycle", warmup=0, batch=32, nesterov=True,
+                 label_smoothing=0.1, views=10, head_batch=32, head_views=2),
     # As fast, on a data set and with a network small enough for any laptop.
     "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
                  head_batch=16, head_views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
@@ -186,8 +191,9 @@ class Run:
     test_features: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def epochs(self, step: int) -> int:
-        """Epochs of a step's stage 1: the first of a protocol with a base has its own."""
-        return self.settings.base_epochs if self.is_base(step) else self.settings.epochs
+        """Epochs of a step's stage 1: the first may have its own."""
+        s = self.settings
+        return (step == 0 and (s.base_epochs if s.base else s.first_epochs)) or s.epochs
 
     def is_base(self, step: int) -> bool:
         """Whether a step has the base step's own schedule."""
@@ -255,7 +261,7 @@ def learn(r: Run, training: dict) -> dict:
             train_classifier(r, samples, progress)  # stage 2
         share = r.memory.share(n_old + n_new)
         classes = [members(r.data.train_labels, label, label + 1) for label in range(n_old, n_old + n_new)]
-        r.memory.add([images[herding(extract(r, images), share)] for images in classes])
+        r.memory.add([same(images[herding(extract(r, images), share)]) for images in classes])
         record(r, stage1, *test(r))
 
         r.step, r.epoch, r.earlier, r.clock, training = r.step + 1, 0, 0.0, time.monotonic(), {}
@@ -282,7 +288,11 @@ def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[st
         tick(len(batch))
     if not by_batch:
         scheduler.step()
-    return {name: value.item() / len(parts) for name, value in sums.items()}
+    means = torch.stack([*sums.values()]) / len(parts)
+    if dist.is_initialized():  # each process has its share of the mean
+        dist.all_reduce(means)
+        means /= world_size()
+    return dict(zip(sums, means.tolist()))
 
 
 # ------------------------------------------------------------------------------------------ stage 1: representation
@@ -294,6 +304,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     views = s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
+    net.auxiliary.requires_grad_(lambda_a > 0)
+    model = DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
                                 fused=r.device.type != "mps")
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
@@ -301,20 +313,23 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         optimizer.load_state_dict(training["optimizer"])
         scheduler.load_state_dict(training["scheduler"])
 
-    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
+        weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
         index = samples[batch].to(r.device)
         labels = r.data.train_labels[index]
         if net.masked():
             prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max))
-        logits, aux_logits, _ = net(augment(r.data.train_images[index], draw[:, batch]),
-                                    old[view][batch.to(r.device)] if old else None)
+        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw[:, batch]),
+                                      old[view][batch.to(r.device)] if old else None)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
         if net.masked():
             terms["sparsity"] = prune.sparsity_loss(net.extractors[-1])
         # Eq. 2: L = L_H + lambda_a L_Ha + lambda_s L_s
-        return sum(weights[name] * term for name, term in terms.items()), terms
+        total = sum(weights[name] * term for name, term in terms.items())
+        return weight * total, {name: weight * term for name, term in terms.items()}
 
     for epoch in range(r.epoch, epochs):
         generator, lr = r.generator(1, epoch), scheduler.get_last_lr()[0]
@@ -324,6 +339,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             net.auxiliary.reset_parameters()
         if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
             net.compact()
+            model = DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
             optimizer.param_groups[:] = [dict(optimizer.param_groups[0], **groups(net, s)[0])]
             optimizer.state.clear()
         view = epoch % views
@@ -388,6 +404,8 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
         lr = scheduler.get_last_lr()[0]
         terms = train_epoch(batches(len(samples), s.head_batch, generator), loss, optimizer, scheduler, progress.tick)
         progress.epoch(2, epoch + 1, s.head_epochs, lr, terms)
+    if dist.is_initialized():
+        dist.broadcast(net.classifier.weight.data, 0)
 
 
 # --------------------------------------------------------------------------------------------- features, evaluation
@@ -396,14 +414,20 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
 def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None, size: int = 500) -> Tensor:
     """Super-features [N, D] of training images (indices) in test mode; of augmented ones where draw [4, N] is given.
 
-    last: of the extractors before this index alone.
+    last: of the extractors before this index alone. Of several processes, each computes its share.
     """
     r.supernet.eval()
-    chunks = []
-    for part in torch.arange(len(samples)).split(size):
+    count, chunks = math.ceil(len(samples) / world_size()), []
+    mine = torch.arange(rank() * count, (rank() + 1) * count) % len(samples)
+    for part in mine.split(size):
         images = r.data.train_images[samples[part].to(r.device)]
         chunks.append(r.supernet.features(to_float(images) if draw is None else augment(images, draw[:, part]), last=last))
-    return torch.cat(chunks)
+    features = torch.cat(chunks)
+    if dist.is_initialized():
+        shares = [torch.empty_like(features) for _ in range(world_size())]
+        dist.all_gather(shares, features)
+        features = torch.cat(shares)[:len(samples)]
+    return features
 
 
 def evaluate(s: Settings) -> dict:
@@ -486,11 +510,50 @@ def table_row(results: dict, step: int) -> str:
             f"{results['ms_per_image'][step]:8.2f}  {results['seconds'][step]:7.0f}")
 
 
+# ------------------------------------------------------------------------------------------------ several processes
+
+def rank() -> int:
+    """Which of torchrun's processes this is; 0 writes and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def same(tensor: Tensor) -> Tensor:
+    """What process 0 has, for all: they could differ by a rounding where a device is not repeatable."""
+    if not dist.is_initialized():
+        return tensor
+    shared = [tensor]
+    dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def join(device: torch.device) -> None:
+    """Where torchrun started this process, join the others."""
+    if "LOCAL_RANK" in os.environ:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def complain(error: Exception) -> None:
+    """One clear line on stderr, of one process."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"train.py: {error}", file=sys.stderr)
+
+
 # --------------------------------------------------------------------------------------------- beginning, progress, end
 
 def open_run(s: Settings) -> Run:
     """Check the settings against the data and the run folder, and make all that the run works with."""
     device = choose_device(s.device)
+    join(device)
+    if s.batch < 4 * world_size() and world_size() > 1:  # batches are of nearly equal size: at least half of --batch
+        raise SettingsError(f"--batch {s.batch} is too small to be shared by {world_size()} processes: give at least "
+                            f"{4 * world_size()}")
     torch.backends.cudnn.benchmark = True
     if s.prune and device.type == "mps":
         raise SettingsError("--prune computes its masks in float64, which mps lacks: give --device cpu")
@@ -504,9 +567,11 @@ def open_run(s: Settings) -> Run:
     s.precision = str(precision).removeprefix("torch.")
     s.out = s.out or f"runs/{s.profile}/{protocol}"
     say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
-    folder = RunFolder(s.out)
+    folder = RunFolder(s.out, writes=rank() == 0)
     folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
                  MAY_DIFFER, s.restart)
+    if dist.is_initialized():
+        dist.barrier()  # the folder is what the first process made of it
     data = data.reorder(order)
     data = data.hold_out(s.validation) if s.validation else data
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
@@ -534,7 +599,7 @@ class Progress:
         """Count a batch; in a terminal, show the line again at most twice a second."""
         self.images += images
         now = time.monotonic()
-        if sys.stdout.isatty() and now - self.shown > 0.5:
+        if rank() == 0 and sys.stdout.isatty() and now - self.shown > 0.5:
             self.shown = now
             print(f"\r\x1b[K{self.text}  {self.images / (now - self.mark):.0f} img/s", end="", flush=True)
 
@@ -561,7 +626,8 @@ class Progress:
 
 def say(line: str) -> None:
     """Print a line of its own, over the updating one."""
-    print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
+    if rank() == 0:
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
 
 
 def main() -> int:
@@ -571,10 +637,10 @@ def main() -> int:
         s = parse_settings()
         results = evaluate(s) if s.evaluate else run(s)
     except (SettingsError, DataError, DeviceError, FolderError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except (Diverged, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         say("stopped; the same command goes on from the last checkpoint")
@@ -582,6 +648,8 @@ def main() -> int:
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
     means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))
     say(f"{means}  in {s.evaluate or s.out}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 
