@@ -305,7 +305,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
     net.auxiliary.requires_grad_(lambda_a > 0)
-    model = DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
+    model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
                                 fused=r.device.type != "mps")
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
@@ -339,7 +339,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             net.auxiliary.reset_parameters()
         if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
             net.compact()
-            model = DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
+            model = shared(net)
             optimizer.param_groups[:] = [dict(optimizer.param_groups[0], **groups(net, s)[0])]
             optimizer.state.clear()
         view = epoch % views
@@ -522,6 +522,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def shared(net: Supernet) -> torch.nn.Module:
+    """The network, its gradients averaged over the processes; its buffers are equal (BatchNorm) or constant."""
+    return DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
+
+
 def same(tensor: Tensor) -> Tensor:
     """What process 0 has, for all: they could differ by a rounding where a device is not repeatable."""
     if not dist.is_initialized():
@@ -591,8 +596,13 @@ class Progress:
         self.origin = self.position(r.step, r.epoch / r.epochs(r.step))
 
     def position(self, step: int, share: float = 0.0) -> float:
-        """Work behind a point of the run: an image costs a quarter more for each frozen extractor."""
-        costs = [n * self.r.epochs(t) * (1 + t / 4) for t, n in enumerate(self.r.increments)]
+        """Work behind a point of the run: an image costs a quarter more for each frozen extractor that looks at it."""
+        r, costs = self.r, []
+        for t, n in enumerate(r.increments):
+            seen = sum(r.increments[:t])
+            images = seen * r.memory.share(seen) if t else 0
+            images += n * len(r.data.train_labels) / sum(r.increments)
+            costs.append(images * (r.epochs(t) + t / 4 * min(r.settings.views or r.epochs(t), r.epochs(t))))
         return sum(costs[:step]) + share * costs[min(step, len(costs) - 1)]
 
     def tick(self, images: int) -> None:

@@ -24,7 +24,7 @@ import der  # noqa: E402
 import train  # noqa: E402
 
 CLASSES = 5  # of a step
-REUSE = 4  # epochs that use a view in profile fast: 40 epochs, 10 views
+REUSE = 3  # epochs that use a view in profile fast: 30 epochs, 10 views
 
 
 class Ticks:
@@ -59,7 +59,7 @@ def median_ms(function, images, repeats):
 
 def make_run(width, batch, t, batches, kept=None):
     """A run that stands before stage 1 of step t, its frozen extractors compact where kept (share of channels) is given."""
-    s = train.parse_settings(["--width", str(width), "--batch", str(batch), "--epochs", "2", "--views", "1",
+    s = train.parse_settings(["--width", str(width), "--batch", str(batch), "--epochs", "2", "--first-epochs", "0", "--views", "1",
                               "--increment", str(CLASSES), *(["--prune"] if kept else [])])
     device = der.choose_device(s.device)
     images = torch.randint(0, 256, (batches * batch, 32, 32, 3), dtype=torch.uint8)
