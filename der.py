@@ -25,7 +25,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import prune
@@ -74,6 +73,20 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 # ---------------------------------------------------------------------------------------------------- the extractor
 
+class AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return AllReduce.forward(ctx, grad)
+
+
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm whose output may be multiplied by a scale [channels], such as a mask.
 
@@ -88,17 +101,18 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized()):
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum,
                                 self.eps)
-        values = x.float()
+        values = x.float() - self.running_mean[:, None, None]  # the same for all: near the mean, squares do not cancel
         count = values.new_full((self.num_features,), x.numel() / self.num_features)
         moments = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
-        total, squares, count = all_reduce(moments)  # with its gradient
+        total, squares, count = AllReduce.apply(moments)
         mean = total / count
-        var = squares / count - mean.square()
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        var = (squares / count - mean.square()).clamp(min=0)
         gain = weight * (var + self.eps).rsqrt()
-        return (values * gain[:, None, None] + (bias - mean * gain)[:, None, None]).to(x.dtype)
+        out = values * gain[:, None, None] + (bias - mean * gain)[:, None, None]
+        with torch.no_grad():
+            self.running_mean += self.momentum * mean
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        return out.to(x.dtype)
 
 
 class ConvBN(nn.Sequential):
@@ -192,6 +206,7 @@ class Supernet(nn.Module):
                 newest = self.extractors[-1]
                 extractor.load_state_dict(prune.spread(newest, self.dense, self.kept) if self.dense
                                           else newest.state_dict())
+            self.dense, self.kept = {}, {}
             self.extractors.append(extractor.to(self.mean.device, memory_format=torch.channels_last))
             if self.masks is not None:
                 prune.attach(extractor, self.masks)
@@ -229,8 +244,9 @@ class Supernet(nn.Module):
         for extractor in self.extractors[len(self.folded):count]:
             self.folded.append(fold(extractor.requires_grad_(False).eval(), self.precision))
 
-    def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int) -> None:
-        """Grow an empty supernet to what it was when state = state_dict() was taken."""
+    def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int, dense: dict[str, Tensor],
+                kept: dict[str, Tensor]) -> None:
+        """Grow an empty supernet to what it was when state = state_dict() was taken, and dense and kept."""
         masks, self.masks = self.masks, None
         for n_new in increments:
             self.expand(n_new)
@@ -243,6 +259,8 @@ class Supernet(nn.Module):
                 prune.reshape_like(extractor, state, prefix)
         self.reset_heads()
         self.load_state_dict(state)
+        self.to(self.mean.device)  # the state may be of another device
+        self.dense, self.kept = dense, kept
         self.folded.clear()
         self.freeze(frozen)
 
@@ -474,6 +492,6 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
                           ("let the run go on to the step's end" if state else "give the folder of a run"))
     where = choose_device(device)
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
-    net.rebuild(state["increments"], state["supernet"], state["frozen"])
+    net.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
     net.class_names = state["class_names"][:sum(state["increments"])]
     return net.eval()

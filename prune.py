@@ -32,7 +32,8 @@ class Mask(nn.Module):
         # In double precision and by exp: float32's sigmoid has no gradient left to compensate where s e is above 17.
         e = self.e.double()
         if e.requires_grad:
-            e.register_hook(lambda grad: compensate(grad, e.detach(), s))
+            fixed = e.detach()  # a hook that held e itself would keep it alive for ever
+            e.register_hook(lambda grad: compensate(grad, fixed, s))
         return (1 / (1 + torch.exp((-s * e).clamp(-300, 300)))).float()
 
 
@@ -78,6 +79,7 @@ def attach(extractor: nn.Module, initial: float) -> None:
     for _, (_, norm), _, mask in layers(extractor):
         if mask not in extractor.masks:
             extractor.masks[mask] = Mask(norm.num_features, initial, norm.weight.device)
+    set_masks(extractor, 1.0)
 
 
 def set_masks(extractor: nn.Module, s: float) -> None:
@@ -108,7 +110,7 @@ def kept(extractor: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compact(extractor: nn.Module) -> nn.Module:
-    """Make the masks binary; returns a plain, smaller network that computes the same. Nothing of a mask is left in it."""
+    """Make the extractor's masks binary; returns a plain, smaller network that computes the same, with nothing of a mask."""
     set_masks(extractor, math.inf)
     small, keep = copy.deepcopy(extractor), kept(extractor)
     del small.masks

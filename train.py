@@ -75,7 +75,7 @@ class Settings:
     expansion: bool = setting(True, "add an extractor each step; without, one is trained on (ablation)")
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 
-    epochs: int = setting(170, "stage 1: epochs of a step", least=1)
+    epochs: int = setting(170, "stage 1: epochs of a step, and of the first where neither of the next is given", least=1)
     first_epochs: int = setting(0, "stage 1: epochs of the first step where base is 0; 0 = as every step", least=0)
     schedule: str = setting("steps", "stage 1: course of the learning rate", choices=("steps", "onecycle"))
     warmup: int = setting(10, "steps: epochs of linear warm-up, after which the heads begin anew", least=0)
@@ -91,11 +91,11 @@ class Settings:
     weight_decay: float = setting(5e-4, "weight decay of both stages", least=0)
     label_smoothing: float = setting(0.0, "stage 1: label smoothing of both losses", least=0, below=1)
 
-    prune: bool = setting(False, "prune each extractor's channels at the end of stage 1")
+    prune: bool = setting(False, "prune each extractor's channels in the middle of stage 1")
     sparsity: float = setting(0.2, "pruning: weight lambda_s of the sparsity loss", least=0)
     s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", above=0)
     mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
-    mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", least=0,
+    mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", above=0,
                                 below=1)
 
     head_epochs: int = setting(30, "stage 2: epochs", least=1)
@@ -111,7 +111,7 @@ PROFILES = {
     "paper": {},
     # A fifth of the epochs; the first step, which starts from random weights, has more. A step has only 5000 to 7000
     # images: small batches make up for the iterations; one cycle with Nesterov's momentum and label smoothing needs few.
-    # A view for three epochs costs the new extractor nothing and spares the frozen ones two thirds of their work.
+    # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
     "fast": dict(epochs=30, first_epochs=60, base_epochs=0, schedule="onecycle", warmup=0, batch=32, nesterov=True,
                  label_smoothing=0.1, views=10, head_batch=32, head_views=2),
     # As fast, on a data set and with a network small enough for any laptop.
@@ -144,7 +144,8 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
         config = RunFolder(given["evaluate"]).read_config()
         given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | {
             name: given[name] for name in ("evaluate", "data", "root", "device", "precision") if name in given}
-    s = Settings(**{**PROFILES[given.get("profile", "fast")], **given})
+    every = dict(first_epochs=0, base_epochs=0) if "epochs" in given else {}  # whoever gives --epochs means each step's
+    s = Settings(**{**PROFILES[given.get("profile", "fast")], **every, **given})
     check_settings(s)
     return s
 
@@ -163,8 +164,11 @@ def check_settings(s: Settings) -> None:
         raise SettingsError("milestones must be 1 or more")
     if s.prune and not s.expansion:
         raise SettingsError("--prune and --no-expansion: pruning is for extractors that are frozen; leave one out")
-    if s.schedule == "steps" and s.warmup >= s.epochs:
-        raise SettingsError(f"--warmup {s.warmup} leaves nothing of --epochs {s.epochs}: lower the first")
+    shortest = min(s.epochs, s.first_epochs or s.epochs)
+    if s.schedule == "steps" and s.warmup >= shortest:
+        raise SettingsError(f"--warmup {s.warmup} leaves nothing of {shortest} epochs: lower it")
+    if s.prune and int(s.mask_share * shortest) < 1:
+        raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise it")
 
 
 # ---------------------------------------------------------------------------------------------------------- the run
@@ -223,8 +227,7 @@ class Run:
         if state:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
-            self.supernet.rebuild(state["increments"], state["supernet"], state["frozen"])
-            self.supernet.dense, self.supernet.kept = state["dense"], state["kept"]
+            self.supernet.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
         self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
         return state
 
@@ -340,8 +343,9 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
             net.compact()
             model = shared(net)
-            optimizer.param_groups[:] = [dict(optimizer.param_groups[0], **groups(net, s)[0])]
-            optimizer.state.clear()
+            for group, new in zip(optimizer.param_groups, groups(net, s)):
+                group["params"] = new["params"]
+            optimizer.state.clear()  # the momentum of weights that are other tensors now; it is there again in ten batches
         view = epoch % views
         draw = torch.rand(4, len(samples), generator=r.generator(3, view))
         if net.folded and view not in old:
@@ -357,14 +361,14 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
 
 
 def groups(net: Supernet, s: Settings) -> list[dict]:
-    """The optimiser's groups: the weights in training, then the masks, where there are any.
+    """The optimiser's groups: the weights in training; in a run with pruning, the masks, none once they are gone.
 
     A mask's gradients, of both losses, shrink as one over the width, so its rate rises with it: the same lambda_s then
     prunes networks of any width alike. 16 is the width at which the defaults of pruning were found.
     """
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     weights, masks = ([p for name, p in trained if (".masks." in name) == masked] for masked in (False, True))
-    return [dict(params=weights)] + ([dict(params=masks, lr=s.lr * s.width / 16, weight_decay=0.0)] if masks else [])
+    return [dict(params=weights)] + ([dict(params=masks, lr=s.lr * s.width / 16, weight_decay=0.0)] if s.prune else [])
 
 
 def make_scheduler(optimizer, s: Settings, is_base: bool, epochs: int, batches_an_epoch: int) -> LRScheduler:
@@ -523,22 +527,24 @@ def world_size() -> int:
 
 
 def shared(net: Supernet) -> torch.nn.Module:
-    """The network, its gradients averaged over the processes; its buffers are equal (BatchNorm) or constant."""
-    return DistributedDataParallel(net, broadcast_buffers=False) if dist.is_initialized() else net
+    """The network, its gradients averaged over the processes."""
+    return DistributedDataParallel(net) if dist.is_initialized() else net
 
 
 def same(tensor: Tensor) -> Tensor:
     """What process 0 has, for all: they could differ by a rounding where a device is not repeatable."""
     if not dist.is_initialized():
         return tensor
-    shared = [tensor]
-    dist.broadcast_object_list(shared, 0)
-    return shared[0]
+    box = [tensor]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
 
 
 def join(device: torch.device) -> None:
     """Where torchrun started this process, join the others."""
     if "LOCAL_RANK" in os.environ:
+        if device.type == "mps" or device.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise DeviceError("several processes need a CUDA device each: give torchrun fewer, or --device cpu")
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -562,7 +568,11 @@ def open_run(s: Settings) -> Run:
     torch.backends.cudnn.benchmark = True
     if s.prune and device.type == "mps":
         raise SettingsError("--prune computes its masks in float64, which mps lacks: give --device cpu")
+    if rank() > 0:
+        dist.barrier()  # until the first process has the data: it may be downloading them
     data = sources.load(s.data, s.root)
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
     classes = len(data.class_names)
     s.order = s.order or ("podnet1" if classes == 100 else "0")
     order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)

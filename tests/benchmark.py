@@ -2,7 +2,7 @@
 
     python tests/benchmark.py [--width 64] [--batch 128] [--steps 1 5 10 20] [--kept 0.316] [--batches 4]
 
-Every number is a median over batches, in one process, on random images of CIFAR-100's size; ratios compare numbers of one
+On the CPU. Every number is a median over batches, in one process, on random images of CIFAR-100's size; ratios compare numbers of one
 run alone. B0-Inc5 is the protocol: step t has t extractors.
 """
 import argparse
@@ -61,7 +61,7 @@ def make_run(width, batch, t, batches, kept=None):
     """A run that stands before stage 1 of step t, its frozen extractors compact where kept (share of channels) is given."""
     s = train.parse_settings(["--width", str(width), "--batch", str(batch), "--epochs", "2", "--first-epochs", "0", "--views", "1",
                               "--increment", str(CLASSES), *(["--prune"] if kept else [])])
-    device = der.choose_device(s.device)
+    device = torch.device("cpu")
     images = torch.randint(0, 256, (batches * batch, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES * t, (batches * batch,))
     dataset = data.Dataset("random", images, labels, images, labels, [str(c) for c in range(CLASSES * t)]).to(device)
@@ -171,8 +171,7 @@ def main():
         ours(a.width, a.batch, a.memory, 2, a.kept)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         return
-    device = der.choose_device()
-    print(der.machine(device))
+    print(der.machine(torch.device("cpu")))
     print(f"\nwidth {a.width}, batch {a.batch}, ms an image; pruned: {a.kept:.1%} of the channels of every layer, about "
           f"{a.kept ** 2:.0%} of the parameters\nfresh: other views every epoch (paper); by turns: a view serves {REUSE} "
           "epochs (fast); in brackets: times faster than the plain loop\n")

@@ -1,5 +1,6 @@
 """prune.py: Eq. 3 and 4 and the compensation written out naively; masked = compacted; a pruned run as a whole."""
 import copy
+import gc
 import json
 import math
 
@@ -165,6 +166,16 @@ def test_a_mask_multiplies_what_batch_norm_gives():
         norm.scale = None
 
 
+def test_a_batch_leaves_nothing_behind():
+    extractor = masked()
+    for batch in range(12):
+        if batch == 2:
+            before = sum(torch.is_tensor(thing) for thing in gc.get_objects())
+        prune.set_masks(extractor, 2.0)
+        prune.sparsity_loss(extractor).backward()
+    assert sum(torch.is_tensor(thing) for thing in gc.get_objects()) <= before + 12
+
+
 def test_spread_puts_every_compact_weight_back_in_its_place():
     extractor = masked()
     set_e(extractor, "random")
@@ -222,7 +233,10 @@ def test_without_pruning_parameters_are_those_unpruned(flags):
     assert results["parameters"] == results["parameters_unpruned"] and not results["pruned"]
 
 
-def test_a_pruned_run_interrupted_is_the_same(flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize("extra", [(), ("--schedule", "steps", "--warmup", "4")])
+def test_a_pruned_run_interrupted_is_the_same(extra, flags, tmp_path, monkeypatch):
+    """Before, at and behind compaction; once in the middle of a warm-up, whose scheduler goes on with what is left."""
+    flags = [*flags, *extra]
     train.run(train.parse_settings([*flags, *HARD]))
     original, stops = der.RunFolder.save, []
 
