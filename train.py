@@ -92,7 +92,7 @@ class Settings:
     label_smoothing: float = setting(0.0, "stage 1: label smoothing of both losses", least=0, below=1)
 
     prune: bool = setting(False, "prune each extractor's channels in the middle of stage 1")
-    sparsity: float = setting(0.2, "pruning: weight lambda_s of the sparsity loss", least=0)
+    sparsity: float = setting(0.3, "pruning: weight lambda_s of the sparsity loss", least=0)
     s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", above=0)
     mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
     mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", above=0,

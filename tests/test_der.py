@@ -112,6 +112,7 @@ def test_rebuild_gives_the_same_network():
     assert all(torch.equal(a, b) for a, b in zip(net.eval()(images), other.eval()(images)))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_rebuild_stays_on_its_device():
     """The state of a checkpoint is on the CPU, whatever the network's device."""
     other = der.Supernet(2).to("meta")
