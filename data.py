@@ -198,13 +198,14 @@ def balanced(labels: Tensor, share: int, generator: torch.Generator) -> Tensor:
     return torch.cat([order[shuffled == label][:share] for label in range(int(labels.max()) + 1)])
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def batches(count: int, size: int, generator: torch.Generator,
+            device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
     """A random order of range(count) in batches of nearly equal size, at most size but never a single image.
 
     BatchNorm needs two. So count = 7, size = 2 gives 3, 2, 2.
     """
     parts = max(1, min(math.ceil(count / size), count // 2))
-    return torch.randperm(count, generator=generator).tensor_split(parts)
+    return torch.randperm(count, generator=generator).to(device).tensor_split(parts)
 
 
 # ------------------------------------------------------------------------------------------------------ the sources

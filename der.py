@@ -39,11 +39,10 @@ class DeviceError(Exception):
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """auto = cuda, else mps, else cpu. Raises DeviceError."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name != "auto" and not there[name]:
-        raise DeviceError(f"--device {name}: this machine has none; leave the flag out")
-    return torch.device(next(d for d in there if there[d]) if name == "auto" else name)
+    """auto = cuda, else cpu. Raises DeviceError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: this machine has none; leave the flag out")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -90,8 +89,8 @@ class AllReduce(torch.autograd.Function):
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm whose output may be multiplied by a scale [channels], such as a mask.
 
-    In training its statistics are those of the whole batch also where several processes share it (torch has that for GPUs
-    alone).
+    In training its statistics are those of the whole batch also where several processes share it (torch has that for
+    GPUs alone).
     """
 
     scale: Tensor | None = None
@@ -242,6 +241,7 @@ class Supernet(nn.Module):
     def freeze(self, count: int | None = None) -> None:
         """End the training of the first count extractors (all): no gradients, BatchNorm in eval mode, from now on."""
         for extractor in self.extractors[len(self.folded):count]:
+            extractor.zero_grad()  # else they would stay in memory for ever
             self.folded.append(fold(extractor.requires_grad_(False).eval(), self.precision))
 
     def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int, dense: dict[str, Tensor],
@@ -371,8 +371,11 @@ class RunFolder:
     def __init__(self, path: str | Path, writes: bool = True):
         self.path, self.writes = Path(path), writes  # of several processes, one writes
 
-    def claim(self, config: dict, may_differ: set[str], restart: bool = False) -> None:
-        """Make or take up the folder for this process alone. Raises FolderError where it holds another run."""
+    def claim(self, config: dict, may_differ: set[str], defaults: dict, restart: bool = False) -> None:
+        """Make or take up the folder for this process alone. Raises FolderError where it holds another run.
+
+        defaults: what a setting was in runs that are older than it.
+        """
         if not self.writes:
             return
         try:
@@ -382,7 +385,7 @@ class RunFolder:
             raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give another --out") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
-            self.check(config, may_differ, restart)
+            self.check(config, may_differ, defaults, restart)
         except BlockingIOError:
             self.release()
             raise FolderError(f"another process is at work in {self.path}: wait, or give another --out") from None
@@ -392,13 +395,14 @@ class RunFolder:
         if not (self.path / "config.json").exists():  # where and with what a run began stays written there
             self.write("config.json", json.dumps(config, indent=1).encode())
 
-    def check(self, config: dict, may_differ: set[str], restart: bool) -> None:
+    def check(self, config: dict, may_differ: set[str], defaults: dict, restart: bool) -> None:
         """Raise FolderError where the folder holds a run with other settings; with restart, empty it instead."""
         if restart:
             for name in ("config.json", "log.jsonl", "results.json", *self.CHECKPOINTS):
                 (self.path / name).unlink(missing_ok=True)
-        now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-        differ = [f"{name} {old!r} (now {now.get(name)!r})" for name, old in self.read_config().items()
+        now, before = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
+        there = self.read_config()
+        differ = [f"{name} {old!r} (now {now.get(name)!r})" for name, old in (before | there if there else {}).items()
                   if name not in may_differ and old != now.get(name)]
         if differ:
             raise FolderError(f"{self.path} holds a run with other settings: {', '.join(differ)}. Repeat its command, "

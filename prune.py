@@ -1,7 +1,7 @@
 """Channel pruning (paper 3.3; Eq. 3, 4): annealed sigmoid masks, sparsity loss, compaction.
 
-`attach` gives an extractor masks, `set_masks` lets them work, `compact` takes them off again, together with the channels
-that they switch off. The extractor knows of them only that a BatchNorm may have a scale.
+`attach` gives an extractor masks, `set_masks` lets them work, `compact` takes them off again, together with the
+channels that they switch off. The extractor knows of them only that a BatchNorm may have a scale.
 """
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Mask(nn.Module):
         """m [channels] at slope s, float32; s = inf: binary."""
         if s == math.inf:
             return self.kept().float()
-        # In double precision and by exp: float32's sigmoid has no gradient left to compensate where s e is above 17.
+        # In double precision, and from the side on which the sigmoid is small: its slope must not be rounded to nothing
+        # before it is compensated (in float32 it is where s e is above 17).
         e = self.e.double()
         if e.requires_grad:
             fixed = e.detach()  # a hook that held e itself would keep it alive for ever
             e.register_hook(lambda grad: compensate(grad, fixed, s))
-        return (1 / (1 + torch.exp((-s * e).clamp(-300, 300)))).float()
+        return torch.where(e > 0, 1 - torch.sigmoid(-s * e), torch.sigmoid(s * e)).float()
 
 
 def anneal(b: int, B: int, s_max: float) -> float:
@@ -53,7 +54,7 @@ def compensate(grad: Tensor, e: Tensor, s: float) -> Tensor:
         return -x.abs() - 2 * torch.log1p(torch.exp(-x.abs()))
     e = e.double()
     log_factor = log_slope(e) - math.log(s) - log_slope(s * e)
-    return (grad.double() * log_factor.clamp(max=600).exp()).clamp(-1e30, 1e30).to(grad.dtype)
+    return (grad.double() * log_factor.clamp(max=700).exp()).clamp(-1e30, 1e30).to(grad.dtype)
 
 
 def layers(extractor: nn.Module) -> Iterator[tuple[str, nn.Sequential, str | None, str]]:
@@ -85,7 +86,8 @@ def attach(extractor: nn.Module, initial: float) -> None:
 def set_masks(extractor: nn.Module, s: float) -> None:
     """Multiply onto what each (batch-normalised) convolution gives its mask at slope s; s = inf: the binary one.
 
-    A mask is computed once for all who share it, and works by way of BatchNorm's weight and bias: it costs next to nothing.
+    A mask is computed once for all who share it, and works by way of BatchNorm's weight and bias: that costs next to
+    nothing.
     """
     values = {name: mask(s) for name, mask in extractor.masks.items()}
     for _, (_, norm), _, mask in layers(extractor):
@@ -110,7 +112,7 @@ def kept(extractor: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compact(extractor: nn.Module) -> nn.Module:
-    """Make the extractor's masks binary; returns a plain, smaller network that computes the same, with nothing of a mask."""
+    """Make the extractor's masks binary; returns a plain, smaller network, without a mask, that computes the same."""
     set_masks(extractor, math.inf)
     small, keep = copy.deepcopy(extractor), kept(extractor)
     del small.masks

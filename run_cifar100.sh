@@ -18,11 +18,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() { sed -n '2,/^set -/{/^set -/d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]##*/}"; }
 
-set_up() { # name a Python that has the packages, installing them into .venv where the running one lacks any
-    local lacks='import sys, importlib.util as u; sys.exit(any(u.find_spec(m) is None for m in sys.argv[1:]))'
+set_up() { # name a Python that has what requirements.txt asks for, installing that into .venv where it is lacking
+    local lacks='
+import importlib.metadata, re, sys
+def number(version): return [int(part) for part in re.findall("[0-9]+", version)[:2]]
+def lacks(name, least):
+    try: return number(importlib.metadata.version(name)) < number(least)
+    except importlib.metadata.PackageNotFoundError: return True
+needs = [line.strip().split(">=") for line in open("requirements.txt")]
+sys.exit(any(lacks(*need) for need in needs if need[0] != "pytest" or "pytest" in sys.argv))'
     python=$(command -v python3) || { echo "run_cifar100.sh: no Python 3 found" >&2; exit 2; }
     [ ! -x .venv/bin/python ] || python=.venv/bin/python
-    "$python" -c "$lacks" torch torchvision numpy matplotlib "$@" && return
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "run_cifar100.sh: $("$python" --version) is too old: 3.10 or newer is needed" >&2; exit 2; }
+    "$python" -c "$lacks" "$@" && return
     echo "Installing requirements.txt into .venv (once; some minutes)"
     python3 -m venv .venv  # completes one that was interrupted
     python=.venv/bin/python
@@ -34,9 +43,13 @@ set_up() { # name a Python that has the packages, installing them into .venv whe
 train() { # NAME FLAGS...: one run, into $runs/NAME
     local name=$1
     shift
-    case " $* " in *" --prune "*) name=$name-pruned ;; esac # beside the unpruned run, in the same figures
+    local flag flags=()
+    for flag in "$@"; do # what is not frozen is not pruned
+        [[ $flag == --prune && " $* " == *" --no-expansion "* ]] || flags+=("$flag")
+    done
+    case " ${flags[*]} " in *" --prune "*) name=$name-pruned ;; esac # beside the unpruned run, in the same figures
     printf '\n== %s\n' "$runs/$name"
-    "$python" train.py --profile "$profile" --out "$runs/$name" "$@"
+    "$python" train.py --profile "$profile" --out "$runs/$name" "${flags[@]}"
 }
 
 draw() { # FOLDER: every figure, then the tables and report.md
@@ -60,7 +73,13 @@ if [ "$mode" = ablation ]; then
     [ "${1:-}" != --profile ] || { profile=${2:?--profile needs a name}; shift 2; }
 fi
 for argument in "$@"; do
-    [ "$argument" != --profile ] || { echo "run_cifar100.sh: give the profile as the mode: fast, paper or demo" >&2; exit 2; }
+    case $argument in
+        --profile | --profile=*) wrong="give the profile as the mode: fast, paper or demo" ;;
+        --out | --out=*) wrong="each run has a folder of its own: put them elsewhere with RUNS=FOLDER" ;;
+        *) continue ;;
+    esac
+    echo "run_cifar100.sh: $wrong" >&2
+    exit 2
 done
 runs=${RUNS:-runs/$profile}
 
@@ -75,10 +94,12 @@ case $mode in
         [ $# -gt 0 ] || set -- runs/* plots/measured
         drawn=
         for folder in "$@"; do
-            results=("$folder"/*/results.json)
+            results=("$folder"/results.json "$folder"/*/results.json)
+            [ -f "${results[0]}" ] || results=("${results[@]:1}")
             [ ${#results[@]} -eq 0 ] || { draw "$folder"; drawn=yes; }
         done
-        [ -n "$drawn" ] || { echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; } ;;
+        [ -n "$drawn" ] || {
+            echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; } ;;
     demo)
         set_up
         for protocol in "0 2" "0 4" "10 2"; do

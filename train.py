@@ -67,7 +67,7 @@ class Settings:
     restart: bool = setting(False, "start over, whatever the run folder holds")
     evaluate: str = setting("", "a run folder: train nothing, test its model again and print its table")
     seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**31)
-    device: str = setting("auto", "device; auto = cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "device; auto = cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
                              choices=("auto", "bfloat16", "float32"))
 
@@ -75,7 +75,7 @@ class Settings:
     expansion: bool = setting(True, "add an extractor each step; without, one is trained on (ablation)")
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 
-    epochs: int = setting(170, "stage 1: epochs of a step, and of the first where neither of the next is given", least=1)
+    epochs: int = setting(170, "stage 1: epochs of a step, also of the first unless the next say otherwise", least=1)
     first_epochs: int = setting(0, "stage 1: epochs of the first step where base is 0; 0 = as every step", least=0)
     schedule: str = setting("steps", "stage 1: course of the learning rate", choices=("steps", "onecycle"))
     warmup: int = setting(10, "steps: epochs of linear warm-up, after which the heads begin anew", least=0)
@@ -109,8 +109,8 @@ class Settings:
 # Where a profile differs from the paper's settings, and why.
 PROFILES = {
     "paper": {},
-    # A fifth of the epochs; the first step, which starts from random weights, has more. A step has only 5000 to 7000
-    # images: small batches make up for the iterations; one cycle with Nesterov's momentum and label smoothing needs few.
+    # A fifth of the epochs; the first step, which starts from random weights, has more. One cycle with Nesterov's
+    # momentum and label smoothing needs few, and small batches make iterations of a step's 5000 to 7000 images.
     # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
     "fast": dict(epochs=30, first_epochs=60, base_epochs=0, schedule="onecycle", warmup=0, batch=32, nesterov=True,
                  label_smoothing=0.1, views=10, head_batch=32, head_views=2),
@@ -164,7 +164,7 @@ def check_settings(s: Settings) -> None:
         raise SettingsError("milestones must be 1 or more")
     if s.prune and not s.expansion:
         raise SettingsError("--prune and --no-expansion: pruning is for extractors that are frozen; leave one out")
-    shortest = min(s.epochs, s.first_epochs or s.epochs)
+    shortest = min(s.epochs, (s.base_epochs if s.base else s.first_epochs) or s.epochs)
     if s.schedule == "steps" and s.warmup >= shortest:
         raise SettingsError(f"--warmup {s.warmup} leaves nothing of {shortest} epochs: lower it")
     if s.prune and int(s.mask_share * shortest) < 1:
@@ -303,14 +303,14 @@ def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[st
 def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
     """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
     s, net, old = r.settings, r.supernet, {}
-    is_base, epochs = r.is_base(r.step), r.epochs(r.step)
+    is_base, epochs, samples = r.is_base(r.step), r.epochs(r.step), samples.to(r.device)
     views = s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
     net.auxiliary.requires_grad_(lambda_a > 0)
     model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
-                                fused=r.device.type != "mps")
+                                fused=True)
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
     if r.epoch > 0:
         optimizer.load_state_dict(training["optimizer"])
@@ -319,12 +319,12 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     def loss(whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
         weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
-        index = samples[batch].to(r.device)
+        index = samples[batch]
         labels = r.data.train_labels[index]
         if net.masked():
             prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max))
         logits, aux_logits, _ = model(augment(r.data.train_images[index], draw[:, batch]),
-                                      old[view][batch.to(r.device)] if old else None)
+                                      old[view][batch] if old else None)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
@@ -341,23 +341,28 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             net.classifier.reset_parameters()
             net.auxiliary.reset_parameters()
         if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
-            net.compact()
-            model = shared(net)
-            for group, new in zip(optimizer.param_groups, groups(net, s)):
-                group["params"] = new["params"]
-            optimizer.state.clear()  # the momentum of weights that are other tensors now; it is there again in ten batches
+            model = compact(net, optimizer, s)
         view = epoch % views
-        draw = torch.rand(4, len(samples), generator=r.generator(3, view))
+        draw = torch.rand(4, len(samples), generator=r.generator(3, view)).to(r.device)
         if net.folded and view not in old:
             old = (old if s.views else {}) | {view: extract(r, samples, draw, last=-1)}
         net.train()
-        parts, number = batches(len(samples), s.batch, generator), itertools.count(1)
+        parts, number = batches(len(samples), s.batch, generator, r.device), itertools.count(1)
         terms = train_epoch(parts, loss, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
         # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
         if r.epoch == epochs or time.monotonic() - r.saved > 20 * r.saving:
             r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
+
+
+def compact(net: Supernet, optimizer: torch.optim.Optimizer, s: Settings) -> torch.nn.Module:
+    """Make the newest extractor compact under way. Returns the network to train on with the same optimiser."""
+    net.compact()
+    for group, new in zip(optimizer.param_groups, groups(net, s)):
+        group["params"] = new["params"]
+    optimizer.state.clear()  # the momentum of weights that are other tensors now; it is there again in ten batches
+    return shared(net)
 
 
 def groups(net: Supernet, s: Settings) -> list[dict]:
@@ -399,14 +404,14 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
     scheduler = MultiStepLR(optimizer, s.head_milestones)
 
     def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        index = batch.to(r.device)
-        logits = net.classifier(views[epoch % len(views)][index])
-        value = classification_loss(logits / s.temperature, labels[index])
+        logits = net.classifier(views[epoch % len(views)][batch])
+        value = classification_loss(logits / s.temperature, labels[batch])
         return value, {"classification": value}
 
     for epoch in range(s.head_epochs):
         lr = scheduler.get_last_lr()[0]
-        terms = train_epoch(batches(len(samples), s.head_batch, generator), loss, optimizer, scheduler, progress.tick)
+        terms = train_epoch(batches(len(samples), s.head_batch, generator, r.device), loss, optimizer, scheduler,
+                            progress.tick)
         progress.epoch(2, epoch + 1, s.head_epochs, lr, terms)
     if dist.is_initialized():
         dist.broadcast(net.classifier.weight.data, 0)
@@ -425,7 +430,8 @@ def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | Non
     mine = torch.arange(rank() * count, (rank() + 1) * count) % len(samples)
     for part in mine.split(size):
         images = r.data.train_images[samples[part].to(r.device)]
-        chunks.append(r.supernet.features(to_float(images) if draw is None else augment(images, draw[:, part]), last=last))
+        images = to_float(images) if draw is None else augment(images, draw[:, part])
+        chunks.append(r.supernet.features(images, last=last))
     features = torch.cat(chunks)
     if dist.is_initialized():
         shares = [torch.empty_like(features) for _ in range(world_size())]
@@ -543,11 +549,12 @@ def same(tensor: Tensor) -> Tensor:
 def join(device: torch.device) -> None:
     """Where torchrun started this process, join the others."""
     if "LOCAL_RANK" in os.environ:
-        if device.type == "mps" or device.type == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else None
+        if own and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise DeviceError("several processes need a CUDA device each: give torchrun fewer, or --device cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if own:
+            torch.cuda.set_device(own)
+        dist.init_process_group("nccl" if own else "gloo", device_id=own)
 
 
 def complain(error: Exception) -> None:
@@ -566,8 +573,6 @@ def open_run(s: Settings) -> Run:
         raise SettingsError(f"--batch {s.batch} is too small to be shared by {world_size()} processes: give at least "
                             f"{4 * world_size()}")
     torch.backends.cudnn.benchmark = True
-    if s.prune and device.type == "mps":
-        raise SettingsError("--prune computes its masks in float64, which mps lacks: give --device cpu")
     if rank() > 0:
         dist.barrier()  # until the first process has the data: it may be downloading them
     data = sources.load(s.data, s.root)
@@ -584,7 +589,7 @@ def open_run(s: Settings) -> Run:
     say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
     folder = RunFolder(s.out, writes=rank() == 0)
     folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
-                 MAY_DIFFER, s.restart)
+                 MAY_DIFFER, asdict(Settings()), s.restart)
     if dist.is_initialized():
         dist.barrier()  # the folder is what the first process made of it
     data = data.reorder(order)

@@ -106,9 +106,9 @@ class Run:
 
     def settings(self):
         """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""
-        first = 0 if self.config.get("base") else self.config.get("first_epochs", 0)
+        first = self.config.get("first_epochs", 0)
         words = (f"profile {self.results['profile']}", f"width {self.results['width']}",
-                 f"{self.config['epochs']} epochs a step" + (f" ({first} the first)" if first else ""))
+                 f"{self.config['epochs']} epochs a step" + (f" ({first} the first of B0)" if first else ""))
         return words + (("held-out images",) if self.held_out else ())
 
     def log(self):

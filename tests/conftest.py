@@ -46,5 +46,5 @@ def tiny(tmp_path_factory):
 def flags(tiny, tmp_path):
     """Flags of a run of seconds: 3 steps of 2 classes; a later flag overrides an earlier one."""
     return ["--data", tiny, "--profile", "demo", "--increment", "2", "--width", "2", "--epochs", "3", "--batch", "16",
-            "--memory", "24", "--head-epochs", "4", "--head-views", "2", "--views", "2", "--precision", "float32", "--out",
-            str(tmp_path / "run")]
+            "--memory", "24", "--head-epochs", "4", "--head-views", "2", "--views", "2", "--precision", "float32",
+            "--device", "cpu", "--out", str(tmp_path / "run")]

@@ -155,7 +155,7 @@ def test_other_settings_on_an_old_folder(flags, monkeypatch, capsys, tmp_path):
 
 def test_two_at_once(flags, monkeypatch, capsys, tmp_path):
     folder = der.RunFolder(tmp_path / "run")
-    folder.claim({}, set())
+    folder.claim({}, set(), {})
     code, err = call(monkeypatch, capsys, flags)
     assert code == 2 and "another process is at work" in err and err.count("\n") == 1
     folder.release()

@@ -99,6 +99,17 @@ def test_only_orders_and_seeds_are_averaged(tmp_path, monkeypatch):
     assert ("lr 0.5",) in [group.variant[-1:] for group in groups]
 
 
+def test_the_protocols_of_one_profile_are_one_row(tmp_path):
+    """Whatever their first steps are: B50's is another one than B0's in any profile."""
+    for protocol in ("B0-Inc5", "B0-Inc10", "B50-Inc10"):
+        make_run(tmp_path / protocol, protocol)
+        path = tmp_path / protocol / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": 50 * (protocol[1] == "5"), "first_epochs": 60}))
+    assert plot("tables.py", tmp_path).returncode == 0
+    rows = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "ours" in line]
+    assert len(rows) == 1 and "not run" not in rows[0]
+
+
 def test_reference_numbers():
     curves = REFERENCE["paper"]["curves"]
     assert round(sum(curves["B0-Inc10"]["DER (w/o pruning)"]) / 10, 2) == 75.36

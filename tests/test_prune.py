@@ -89,7 +89,7 @@ def test_compensation_is_finite_for_any_e_and_s():
 
 def test_a_masks_gradient_does_not_depend_on_s():
     """dL/de = dL/dm sigma'(e), whatever s; far out, where the sigmoid is flat in double precision too, 0 or that."""
-    for e in (-0.7, -0.1, 0.0, 0.1, 0.5):
+    for e in (-1.7, -0.7, -0.1, 0.0, 0.1, 0.5, 1.7):
         for s in (1 / 400, 1.0, 20.0, 400.0):
             mask = prune.Mask(1, e, torch.device("cpu"))
             (3 * mask(s)).sum().backward()
@@ -194,6 +194,15 @@ def test_spread_puts_every_compact_weight_back_in_its_place():
                 trained = bool(keep[mask][o] and sources[i])
                 assert torch.equal(kernel, dense[f"{name}.0.weight"][o, i] + trained)
         assert torch.equal(state[f"{name}.1.bias"], dense[f"{name}.1.bias"] + keep[mask])
+
+
+def test_s_rises_in_every_epoch_of_the_masks(flags, monkeypatch):
+    """Eq. 3 where it is used: batch b of B has the slope anneal(b, B), in each epoch before compaction."""
+    slopes, original = [], prune.set_masks
+    monkeypatch.setattr(prune, "set_masks", lambda extractor, s: slopes.append(s) or original(extractor, s))
+    train.run(train.parse_settings([*flags, "--prune", "--steps", "1", "--batch", "4", "--epochs", "6", "--s-max", "50"]))
+    epoch = [prune.anneal(b, 8, 50.0) for b in range(1, 9)]
+    assert slopes == [1.0, *(3 * epoch), math.inf]
 
 
 HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")

@@ -91,6 +91,19 @@ def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys)
     assert f"{results['last']:.2f} % of 36 test images of 6 classes" in out and train.table_row(results, 2) in out
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("extra", [(), ("--prune", "--epochs", "4"), ("--precision", "bfloat16")])
+def test_on_a_gpu(extra, flags, tmp_path):
+    """From beginning to end, with a stop between, and read back there and on the CPU."""
+    flags = [*flags, "--device", "cuda", *extra]
+    train.run(train.parse_settings([*flags, "--steps", "2"]))
+    results = train.run(train.parse_settings(flags))
+    assert results["classes_seen"] == [2, 4, 6] and results["latency_device"] == "cuda"
+    images = torch.randint(0, 256, (5, 12, 12, 3), dtype=torch.uint8)
+    there, here = (der.load(tmp_path / "run", device).predict(images)[1] for device in ("cuda", "cpu"))
+    assert torch.allclose(there, here, atol=2e-2)
+
+
 def test_predict_refuses_other_images():
     with pytest.raises(ValueError, match="uint8 images"):
         der.Supernet(2).predict(np.zeros((2, 8, 8, 3)))

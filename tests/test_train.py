@@ -190,14 +190,15 @@ def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch
 
 
 def test_the_loss_is_eq_2(flags, monkeypatch):
-    """Step 1: L_H alone. Later: L_H + L_Ha, on the labels and the old classes of that step; L_Ha can be left out."""
+    """Step 1: L_H. Later: L_H + L_Ha, on that step's labels and old classes; L_Ha can be left out. Masks add 7 L_s."""
     totals, original = [], train.train_epoch
     seen, original_auxiliary = [], train.auxiliary_loss
 
     def watched(parts, loss, *args):
         def checked(batch):
             total, terms = loss(batch)
-            totals.append((sorted(terms), total.item() - sum(term.item() for term in terms.values())))
+            expected = sum(term.item() * (7 if name == "sparsity" else 1) for name, term in terms.items())
+            totals.append((sorted(terms), total.item() - expected))
             return total, terms
         return original(parts, checked, *args)
     monkeypatch.setattr(train, "train_epoch", watched)
@@ -212,6 +213,11 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
     totals.clear()
     train.run(settings(*flags, "--no-auxiliary", "--out", flags[-1] + "-no-auxiliary"))
     assert {tuple(names) for names, _ in totals} == {("classification",)}
+    totals.clear()
+    train.run(settings(*flags, "--prune", "--sparsity", 7, "--out", flags[-1] + "-pruned"))
+    assert {tuple(names) for names, _ in totals} == {("classification",), ("classification", "sparsity"), (
+        "auxiliary", "classification"), ("auxiliary", "classification", "sparsity")}
+    assert all(abs(rest) < 1e-5 for _, rest in totals)
 
 
 def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):

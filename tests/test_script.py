@@ -1,0 +1,65 @@
+"""run_cifar100.sh: which runs a mode makes, with which flags; what it refuses. A stand-in for Python notes its calls."""
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "run_cifar100.sh"
+
+
+@pytest.fixture
+def call(tmp_path):
+    """call(arguments...) -> exit code, stderr, and the flags of each call of train.py."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> calls\n')
+    python.chmod(0o755)
+    shutil.copy(SCRIPT, tmp_path)
+
+    def call(*arguments):
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(["bash", tmp_path / SCRIPT.name, *arguments], capture_output=True, text=True)
+        calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        return done.returncode, done.stderr, [words[1:] for words in calls if words[0] == "train.py"]
+    return call
+
+
+def test_each_mode_makes_its_runs(call):
+    expected = {"fast": ["B0-Inc10", "B0-Inc5", "B50-Inc10"], "paper": ["B0-Inc10", "B0-Inc5", "B50-Inc10"],
+                "ablation": ["B0-Inc10-no-expansion", "B0-Inc10-no-auxiliary", "B0-Inc10"]}
+    for mode, names in expected.items():
+        code, _, runs = call(mode, "--width", "16")
+        profile = mode if mode != "ablation" else "fast"
+        assert code == 0 and [words[:4] for words in runs] == [
+            ["--profile", profile, "--out", f"runs/{profile}/{name}"] for name in names]
+        assert all(words[-2:] == ["--width", "16"] for words in runs)
+
+
+@pytest.mark.parametrize("mode", ["demo", "ablation"])
+def test_what_is_not_expanded_is_not_pruned(mode, call):
+    code, _, runs = call(mode, "--prune")
+    assert code == 0 and len(runs) == {"demo": 6, "ablation": 3}[mode]
+    for words in runs:
+        assert ("--prune" in words) != ("--no-expansion" in words) and words[3].endswith("-pruned") == ("--prune" in words)
+
+
+@pytest.mark.parametrize("arguments, line", [
+    (["quick"], "unknown mode 'quick'"),
+    (["--profile", "paper"], "give the profile as the mode"),
+    (["--profile=paper"], "give the profile as the mode"),
+    (["--out", "x"], "RUNS=FOLDER"),
+    (["demo", "--out=x"], "RUNS=FOLDER"),
+    (["figures"], "there are no results yet"),
+])
+def test_what_is_refused(arguments, line, call):
+    code, err, runs = call(*arguments)
+    assert code == 2 and line in err and err.count("\n") == 1 and not runs
+
+
+def test_figures_of_a_run_alone_or_of_several(call, tmp_path):
+    for name in ("runs/fast/B0-Inc10", "flowers"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").touch()
+    assert call("figures")[:2] == (0, "") and call("figures", str(tmp_path / "flowers"))[:2] == (0, "")
+    assert call("figures", str(tmp_path / "runs"))[0] == 2
