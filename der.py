@@ -40,9 +40,10 @@ class DeviceError(Exception):
 
 def choose_device(name: str = "auto") -> torch.device:
     """auto = cuda, else cpu. Raises DeviceError."""
-    if name == "cuda" and not torch.cuda.is_available():
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
         raise DeviceError("--device cuda: this machine has none; leave the flag out")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
