@@ -402,7 +402,7 @@ class RunFolder:
             for name in ("config.json", "log.jsonl", "results.json", *self.CHECKPOINTS):
                 (self.path / name).unlink(missing_ok=True)
         now, before = json.loads(json.dumps([config, defaults]))  # tuples become lists, as in the file
-        there = self.read_config()
+        there = self.read("config.json")
         differ = [f"{name} {old!r} (now {now.get(name)!r})" for name, old in (before | there if there else {}).items()
                   if name not in may_differ and old != now.get(name)]
         if differ:
@@ -414,14 +414,17 @@ class RunFolder:
         if self.writes:
             os.close(self.lock)
 
-    def read_config(self) -> dict:
-        """config.json, or {} where there is none."""
+    def read(self, name: str) -> dict:
+        """What is in config.json or results.json, or {} where there is none. Raises FolderError where it is damaged."""
         try:
-            return json.loads((self.path / "config.json").read_bytes())
-        except FileNotFoundError:
+            content = json.loads((self.path / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError:
-            raise FolderError(f"{self.path / 'config.json'} is damaged: start over with --restart") from None
+            content = None
+        if not isinstance(content, dict):
+            raise FolderError(f"{self.path / name} is damaged: start over with --restart")
+        return content
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file beside its place, sync it, rename it. Raises OSError, on a full disk for one."""
@@ -478,8 +481,9 @@ class RunFolder:
                     if broken := file.testzip():  # compares every record with its CRC
                         raise zipfile.BadZipFile(f"bad CRC of {broken}")
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError) as error:
-                print(f"{path} is damaged ({str(error).splitlines()[0]})", file=sys.stderr)
+            except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, LookupError,
+                    ValueError) as error:
+                print(f"{path} is damaged ({type(error).__name__}: {error})".split("\n")[0], file=sys.stderr)
         if there:
             raise FolderError(f"no whole checkpoint is left in {self.path}: start over with --restart")
         return None
@@ -491,7 +495,7 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
     Raises FolderError where there is none, or the run is in the middle of a step.
     """
     folder = RunFolder(run_folder)
-    config, state = folder.read_config(), folder.load()
+    config, state = folder.read("config.json"), folder.load()
     if not config or not state or state["epoch"] > 0:
         raise FolderError(f"{folder.path} holds no finished step: " +
                           ("let the run go on to the step's end" if state else "give the folder of a run"))

@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -115,10 +116,10 @@ PROFILES = {
     # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
     "fast": dict(epochs=30, first_epochs=60, base_epochs=0, schedule="onecycle", warmup=0, batch=32, nesterov=True,
                  label_smoothing=0.1, views=10, head_batch=32, head_views=2, temperature=2.0),
-    # As fast, on a data set and with a network small enough for any laptop.
-    "demo": dict(epochs=8, schedule="onecycle", warmup=0, base_epochs=0, batch=16, nesterov=True, label_smoothing=0.1,
-                 head_batch=16, head_views=2, data="synthetic", increment=2, width=8, memory=100, memory_per_class=5),
 }
+# As fast, on a data set and with a network small enough for any laptop.
+PROFILES["demo"] = PROFILES["fast"] | dict(epochs=8, first_epochs=0, views=4, batch=16, head_batch=16, data="synthetic",
+                                           increment=2, width=8, memory=100, memory_per_class=5)
 # What may differ where a run goes on.
 MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}
 
@@ -142,7 +143,7 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
                             help=f"{f.metadata['help']} (default: {default}{presets})")
     given = vars(parser.parse_args(arguments))
     if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
-        config = RunFolder(given["evaluate"]).read_config()
+        config = RunFolder(given["evaluate"]).read("config.json")
         given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | {
             name: given[name] for name in ("evaluate", "data", "root", "device", "precision") if name in given}
     every = dict(first_epochs=0, base_epochs=0) if "epochs" in given else {}  # whoever gives --epochs means each step's
@@ -168,6 +169,9 @@ def check_settings(s: Settings) -> None:
     shortest = min(s.epochs, (s.base_epochs if s.base else s.first_epochs) or s.epochs)
     if s.schedule == "steps" and s.warmup >= shortest:
         raise SettingsError(f"--warmup {s.warmup} leaves nothing of {shortest} epochs: lower it")
+    if s.schedule == "steps" and s.milestones and s.warmup + min(s.milestones) >= s.epochs:
+        raise SettingsError(f"--epochs {s.epochs}: the learning rate would never fall, for the first of its milestones "
+                            f"is epoch {s.warmup + min(s.milestones)}; give --milestones too")
     if s.prune and int(s.mask_share * shortest) < 1:
         raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise it")
 
@@ -229,6 +233,8 @@ class Run:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
             self.supernet.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
+            if str(self.device) not in self.results["latency_device"]:
+                self.results["latency_device"] += f", then {self.device}"
         self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
         return state
 
@@ -445,7 +451,7 @@ def evaluate(s: Settings) -> dict:
     """Read a run's model and test it again, on the data it was trained on. Returns its results."""
     net, folder = load(s.evaluate, s.device, s.precision), RunFolder(s.evaluate)
     data = sources.load(s.data, s.root)
-    if data.fingerprint() != folder.read_config()["fingerprint"]:
+    if data.fingerprint() != folder.read("config.json")["fingerprint"]:
         raise SettingsError(f"{s.data} is not the data that {s.evaluate} was trained on: give that with --data")
     data = data.reorder(class_order(s.order, len(data.class_names)))
     data = data.hold_out(s.validation) if s.validation else data
@@ -453,7 +459,7 @@ def evaluate(s: Settings) -> dict:
     right = net.predict(data.test_images[index])[1].argmax(1) == data.test_labels[index]
     say(f"{s.evaluate}: {percent(right):.2f} % of {len(index)} {'held-out' if s.validation else 'test'} images of "
         f"{len(net.class_names)} classes")
-    return json.loads((folder.path / "results.json").read_bytes())
+    return folder.read("results.json")
 
 
 @torch.no_grad()
@@ -584,11 +590,14 @@ def open_run(s: Settings) -> Run:
     order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
-    protocol, precision = f"B{s.base}-Inc{s.increment}", choose_precision(s.precision, device)
-    s.precision = str(precision).removeprefix("torch.")
+    protocol = f"B{s.base}-Inc{s.increment}"
     s.out = s.out or f"runs/{s.profile}/{protocol}"
-    say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
     folder = RunFolder(s.out, writes=rank() == 0)
+    if s.precision == "auto" and not s.restart:  # a run goes on as it began, also on another machine
+        s.precision = folder.read("config.json").get("precision", "auto")
+    precision = choose_precision(s.precision, device)
+    s.precision = str(precision).removeprefix("torch.")
+    say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
     folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
                  MAY_DIFFER, asdict(Settings()), s.restart)
     if dist.is_initialized():
@@ -607,7 +616,7 @@ class Progress:
     """Where the run stands: one updating line in a terminal, a plain line an epoch elsewhere."""
 
     def __init__(self, r: Run, last: int):
-        self.r, self.last, self.text, self.images = r, last, "", 0
+        self.r, self.last, self.text, self.left, self.images = r, last, "", "", 0
         self.start = self.mark = self.shown = time.monotonic()
         self.origin = self.position(r.step, r.epoch / r.epochs(r.step))
 
@@ -627,7 +636,11 @@ class Progress:
         now = time.monotonic()
         if rank() == 0 and sys.stdout.isatty() and now - self.shown > 0.5:
             self.shown = now
-            print(f"\r\x1b[K{self.text}  {self.images / (now - self.mark):.0f} img/s", end="", flush=True)
+            print("\r\x1b[K" + self.line(now)[:shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+    def line(self, now: float) -> str:
+        """Step, epoch, losses, the rate since the last epoch's end and the time left."""
+        return f"{self.text}  {self.images / max(now - self.mark, 1e-9):.0f} img/s{self.left}"
 
     def epoch(self, stage: int, epoch: int, epochs: int, lr: float, terms: dict[str, float]) -> None:
         """Write the epoch to the log and show it. Raises Diverged where a loss is not finite."""
@@ -642,12 +655,13 @@ class Progress:
             step=r.step + 1, stage=stage, epoch=epoch, **{name: round(value, 5) for name, value in terms.items()},
             lr=round(lr, 8), seconds=r.seconds()))
         here = self.position(r.step, epoch / epochs if stage == 1 else 1)
-        left = int((self.position(self.last) - here) * (now - self.start) / max(here - self.origin, 1e-9))
-        self.text = (f"{where}  {losses}  {self.images / (now - self.mark):.0f} img/s  about "
-                     f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
-        self.mark, self.images = now, 0
+        if here > self.origin:
+            left = int((self.position(self.last) - here) * (now - self.start) / (here - self.origin))
+            self.left = f"  about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        self.text = f"{where}  {losses}"
         if not sys.stdout.isatty() and (stage == 1 or epoch == epochs):
-            say(self.text)
+            say(self.line(now))
+        self.mark, self.images = now, 0
 
 
 def say(line: str) -> None:

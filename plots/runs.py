@@ -172,13 +172,16 @@ def protocol_order(protocol):
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
            "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
            "validation"}
+# Those that only pruned runs use.
+PRUNING = {"sparsity", "s_max", "mask_start", "mask_share"}
 
 
 def others(run, runs):
-    """In words, the rest of a run's settings in which runs of its protocol and method differ."""
-    same = [other.config for other in runs if (other.protocol, other.method) == (run.protocol, run.method)]
-    return tuple(f"{key} {value}" for key, value in run.config.items() if key not in NEUTRAL
-                 and any(other.get(key) != value for other in same))
+    """In words, the rest of a run's settings in which the runs of a folder differ: of any method and protocol."""
+    def used(other):
+        return {key: value for key, value in other.config.items() if other.method[2] or key not in PRUNING}
+    return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
+                 and any(used(other).get(key, value) != value for other in runs))
 
 
 def grouped(runs):

@@ -33,10 +33,12 @@ def markdown(head, rows):
 
 
 def cell(group, key):
-    """A group's mean, its span where several runs are averaged, a dagger where steps are missing."""
+    """A group's mean, its span where several runs are averaged; a dagger where steps are missing: those are harder."""
+    if not group.finished:
+        return f"{group.done} of {group.total} steps †"
     mean, low, high = group.of(key)
     span = f" ({low:.2f} to {high:.2f}, n = {len(group.runs)})" if len(group.runs) > 1 else ""
-    return f"{mean:.2f}{span}{'' if group.finished else ' †'}"
+    return f"{mean:.2f}{span}"
 
 
 def table1(groups, cifar):
@@ -143,7 +145,7 @@ def report(runs, groups, cifar, out):
     hours = duration(sum(sum(run.results["seconds"]) for run in runs))
     parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)} Together {hours}.",
              "## Runs", markdown(head, list(map(run_row, runs))), machines(runs),
-             "## Table 1", table1(groups, cifar), "## Table 2", table2(groups, cifar)[0], footnotes(groups, cifar)]
+             "## Table 1", table1(groups, cifar), footnotes(groups, cifar), "## Table 2", table2(groups, cifar)[0]]
     for protocol in dict.fromkeys(group.protocol for group in groups):
         parts += [f"## {protocol}, step by step", steps_table(protocol, groups, cifar)]
     parts += ["## Figures"] + [f"![{words}]({name}.png)\n\n*{words}.*" for name, words in FIGURES.items()

@@ -45,6 +45,8 @@ def call(monkeypatch, capsys, flags):
     (["--milestones", "ten"], "invalid int value: 'ten'"),
     (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of 3 epochs"),
     (["--schedule", "steps", "--warmup", "2", "--first-epochs", "2"], "--warmup 2 leaves nothing of 2 epochs"),
+    (["--schedule", "steps", "--warmup", "1", "--milestones", "2", "5"], "the learning rate would never fall"),
+    (["--profile", "paper", "--epochs", "110"], "the first of its milestones is epoch 110; give --milestones too"),
     (["--schedule", "cosine"], "invalid choice: 'cosine'"),
     (["--profile", "quick"], "invalid choice: 'quick'"),
     (["--precision", "int8"], "invalid choice: 'int8'"),
@@ -167,7 +169,13 @@ def test_out_is_a_file(flags, monkeypatch, capsys, tmp_path):
     assert code == 2 and "cannot be a run folder" in err and (tmp_path / "run").read_text() == "mine"
 
 
-@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"",
+def in_the_directory(content):
+    """Damage the name of a file in a zip's directory: not even a bad zip file for Python, but bad UTF-8."""
+    place = content.rfind(b"PK\x01\x02") + 46
+    return content[:place] + b"\xff" * 8 + content[place + 8:]
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"", in_the_directory,
                                   lambda b: b[:3000] + b"\xff" * 8 + b[3008:]])
 def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypatch, capsys, tmp_path):
     call(monkeypatch, capsys, flags + ["--steps", "2"])

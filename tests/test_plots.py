@@ -99,6 +99,19 @@ def test_only_orders_and_seeds_are_averaged(tmp_path, monkeypatch):
     assert ("lr 0.5",) in [group.variant[-1:] for group in groups]
 
 
+def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path, monkeypatch):
+    """Else the effect of a temperature would be taken for that of pruning; pruning's own settings say nothing of others."""
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import runs
+    for name, temperature, change in (("a", 2, {}), ("b", 5, dict(pruned=True)), ("c", 2, dict(protocol="B0-Inc5"))):
+        make_run(tmp_path / name, **change)
+        path = tmp_path / name / "config.json"
+        sparsity = 0.1 if change.get("pruned") else 0.3
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature, "sparsity": sparsity}))
+    variants = {group.first.folder.name: group.variant for group in runs.grouped(runs.load_runs(tmp_path))}
+    assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
+
+
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     """Whatever their first steps are: B50's is another one than B0's in any profile."""
     for protocol in ("B0-Inc5", "B0-Inc10", "B50-Inc10"):

@@ -242,7 +242,7 @@ def test_without_pruning_parameters_are_those_unpruned(flags):
     assert results["parameters"] == results["parameters_unpruned"] and not results["pruned"]
 
 
-@pytest.mark.parametrize("extra", [(), ("--schedule", "steps", "--warmup", "4")])
+@pytest.mark.parametrize("extra", [(), ("--schedule", "steps", "--warmup", "4", "--milestones", "1")])
 def test_a_pruned_run_interrupted_is_the_same(extra, flags, tmp_path, monkeypatch):
     """Before, at and behind compaction; once in the middle of a warm-up, whose scheduler goes on with what is left."""
     flags = [*flags, *extra]

@@ -1,4 +1,5 @@
 """Killed at any moment a run loses nothing; read back, a model is the one that was trained."""
+import os
 import random
 import signal
 import subprocess
@@ -133,3 +134,27 @@ def test_any_data_runs_through_all_of_it(shape, sizes, flags, tmp_path):
                                               "--increment", "1", "--epochs", "1", "--head-epochs", "1"]))
     assert results["classes_seen"] == [2, 3] and results["dataset"] == "uneven.npz"
     assert der.load(tmp_path / "run").predict(np.zeros((1, *shape[:2], 3), np.uint8))[1].shape == (1, 3)
+
+
+def test_a_run_goes_on_as_it_began_on_another_machine(flags, monkeypatch):
+    """In its precision, whatever this machine is fast at; where latency was measured is said of both."""
+    flags = [flag for flag in flags if flag not in ("--precision", "float32")]
+    monkeypatch.setattr(train, "choose_precision", lambda name, device: der.choose_precision(
+        "float32" if name == "auto" else name, device))
+    monkeypatch.setattr(train, "choose_device", lambda name: torch.device("cpu"))
+    train.run(train.parse_settings([*flags, "--steps", "1"]))
+    monkeypatch.setattr(train, "choose_precision", lambda name, device: der.choose_precision(
+        "bfloat16" if name == "auto" else name, device))
+    monkeypatch.setattr(train, "choose_device", lambda name: torch.device("cpu", 0))
+    results = train.run(train.parse_settings([*flags, "--steps", "2"]))
+    assert results["latency_device"] == "cpu, then cpu:0" and results["classes_seen"] == [2, 4]
+
+
+def test_the_line_of_progress_fits_the_terminal(flags, monkeypatch, capsys):
+    """A line longer than the terminal would leave its first row behind at each update."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(train.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr(train.Progress, "shown", property(lambda self: -1e9, lambda self, value: None), raising=False)
+    train.run(train.parse_settings([*flags, "--steps", "2"]))
+    lines = [part for part in capsys.readouterr().out.split("\r\x1b[K") if "img/s" in part or "stage 1  epoch" in part]
+    assert len(lines) > 20 and max(map(len, lines)) == 39

@@ -283,7 +283,8 @@ def test_results_and_log_have_their_form(flags):
     assert "auxiliary" not in lines[0] and "auxiliary" in lines[3]
 
 
-@pytest.mark.parametrize("extra", [("--views", "0"), ("--no-expansion", "--no-auxiliary"), ("--schedule", "steps", "--warmup", "1"),
+@pytest.mark.parametrize("extra", [("--views", "0"), ("--no-expansion", "--no-auxiliary"),
+                                   ("--schedule", "steps", "--warmup", "1", "--milestones", "1"),
                                    ("--precision", "bfloat16", "--base", "4")])
 def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
     """A run of one process; the same again; one that stops behind each of its checkpoints in turn."""
