@@ -323,8 +323,8 @@ def test_more_steps_go_on_from_fewer(flags):
 
 
 def test_der_learns_and_beats_one_network_trained_on(flags):
-    """On data where a chance guess is right in one of six; the means of two seeds, with two exemplars a class."""
-    longer = ("--width", 4, "--epochs", 12, "--batch", 4, "--head-epochs", 30, "--head-batch", 4, "--memory", 12)
+    """On data where a chance guess is right in one of six; the means of two seeds, with one exemplar a class."""
+    longer = ("--width", 4, "--epochs", 12, "--batch", 4, "--head-epochs", 30, "--head-batch", 4, "--memory", 6)
     ours, baseline = [], []
     for seed in (0, 1):
         out = f"{flags[-1]}{seed}"
