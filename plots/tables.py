@@ -16,6 +16,7 @@ FIGURES = {
     "figure5": "Figure 5: the losses of stage 1 over the first three steps",
     "figure6": "Figure 6: average accuracy by method and protocol",
     "figure_pruning": "Pruning: parameters, latency and accuracy over the steps",
+    "figure_tradeoff": "Pruning: accuracy against the parameters that are left",
 }
 DEFINITIONS = """\
 - *Accuracy* is top-1 (%) over all classes seen so far, after stage 2; *average* is its mean over the steps, *last* its

@@ -64,6 +64,24 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 0.30 |" in (tmp_path / "table_pruning.md").read_text()
 
 
+def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import figure_tradeoff
+    import runs
+    make_run(tmp_path / "whole")
+    for index, (sparsity, lr) in enumerate([(1.0, 0.1), (0.1, 0.1), (3.0, 0.1), (0.3, 0.5)]):
+        make_run(tmp_path / f"{index}", pruned=True, parameters=[300_000, 300_000, round(210_000 / sparsity)])
+        path = tmp_path / f"{index}" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(sparsity=sparsity, lr=lr)))
+    points, whole = figure_tradeoff.curve(runs.grouped(runs.load_runs(tmp_path)))
+    assert [(figure_tradeoff.sparsity(group), round(figure_tradeoff.left(group), 6)) for group in points] == \
+        [(0.1, 100.0), (1.0, 10.0), (3.0, 3.333333)]
+    assert [group.first.folder.name for group in whole] == ["whole"]
+    assert plot("figure_tradeoff.py", tmp_path).returncode == 0 and (tmp_path / "figure_tradeoff.png").exists()
+    (tmp_path / "2" / "results.json").unlink()
+    assert "nothing to draw" in plot("figure_tradeoff.py", tmp_path).stdout
+
+
 def test_other_data_gets_no_cifar_numbers(tmp_path):
     make_run(tmp_path / "a", "B0-Inc4", "synthetic", num_classes=20)
     assert plot("tables.py", tmp_path).returncode == 0
