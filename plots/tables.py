@@ -92,15 +92,15 @@ def footnotes(groups, cifar):
 
 
 def steps_table(protocol, groups, cifar):
-    """Accuracy step by step: ours, the paper's and the report's, and our first column less its counterpart's."""
+    """Accuracy step by step: ours, the paper's and the report's, and our longest run less its counterpart."""
     ours = [group for group in groups if group.protocol == protocol]
     longest = max(ours, key=lambda group: group.done)
     columns = {common.label(group): list(group.of("accuracy")[0]) for group in ours}
     columns |= common.published(protocol, groups) if cifar else {}
-    counterpart = {common.DER: common.PAPER, common.DER_PRUNED: common.PAPER_PRUNED}.get(ours[0].method)
+    counterpart = {common.DER: common.PAPER, common.DER_PRUNED: common.PAPER_PRUNED}.get(longest.method)
     if counterpart in columns:
-        both = zip(columns[common.label(ours[0])], columns[counterpart])
-        columns[f"{common.label(ours[0])}, less the paper's"] = [mine - theirs for mine, theirs in both]
+        both = zip(columns[common.label(longest)], columns[counterpart])
+        columns[f"{common.label(longest)}, less the paper's"] = [mine - theirs for mine, theirs in both]
     rows = [[seen] + [f"{values[i]:.2f}" if i < len(values) else "" for values in columns.values()]
             for i, seen in enumerate(longest.first.results["classes_seen"])]
     common_steps = min(group.done for group in ours)
