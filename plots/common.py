@@ -94,8 +94,8 @@ def plural(word, values):
     return f"{word}{'s' * (len(values) > 1)} {', '.join(values)}"
 
 
-def caption(groups):
-    """Groups that a figure draws -> what they were trained on and how, and which of them are unfinished."""
+def caption(groups, unfinished=True):
+    """Groups that a figure draws -> what they were trained on and how; and which of them are unfinished."""
     runs = [run for group in groups for run in group.runs]
     if not runs:
         return "None of our runs is shown here."
@@ -106,7 +106,8 @@ def caption(groups):
         text += " Means over runs, with the lowest and the highest."
     if any(run.held_out for run in runs):
         text += " Tested on held-out training images, not on the test images."
-    partial = [f"{g.protocol} ({label(g)[6:]}): {g.done} of {g.total} steps" for g in groups if not g.finished]
+    partial = [f"{g.protocol} ({label(g)[6:]}): {g.done} of {g.total} steps" for g in groups
+               if unfinished and not g.finished]
     if any(group.left_out for group in groups):
         text += f" Left out, with fewer steps done: {sum(group.left_out for group in groups)} of the runs."
     return text + (f" Unfinished: {'; '.join(partial)}." if partial else "")

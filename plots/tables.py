@@ -92,20 +92,23 @@ def footnotes(groups, cifar):
 
 
 def steps_table(protocol, groups, cifar):
-    """Accuracy step by step: ours, the paper's and the report's, and our longest run less its counterpart."""
+    """Accuracy step by step: ours, the paper's and the report's; and our longest run that the paper has, less its."""
     ours = [group for group in groups if group.protocol == protocol]
-    longest = max(ours, key=lambda group: group.done)
     columns = {common.label(group): list(group.of("accuracy")[0]) for group in ours}
     columns |= common.published(protocol, groups) if cifar else {}
-    counterpart = {common.DER: common.PAPER, common.DER_PRUNED: common.PAPER_PRUNED}.get(longest.method)
-    if counterpart in columns:
-        both = zip(columns[common.label(longest)], columns[counterpart])
-        columns[f"{common.label(longest)}, less the paper's"] = [mine - theirs for mine, theirs in both]
+    theirs = {common.DER: common.PAPER, common.DER_PRUNED: common.PAPER_PRUNED}
+    both = [group for group in ours if theirs.get(group.method) in columns]
+    if both:
+        best = max(both, key=lambda group: group.done)
+        columns[f"{common.label(best)}, less the paper's"] = [
+            a - b for a, b in zip(best.of("accuracy")[0], columns[theirs[best.method]])]
+    longest = max(ours, key=lambda group: group.done)
     rows = [[seen] + [f"{values[i]:.2f}" if i < len(values) else "" for values in columns.values()]
             for i, seen in enumerate(longest.first.results["classes_seen"])]
-    common_steps = min(group.done for group in ours)
-    means = [f"{np.mean(values[:common_steps]):.2f}" for values in columns.values()]
-    return markdown(["classes seen"] + list(columns), rows + [[f"mean of the first {common_steps}"] + means])
+    for steps in sorted({min(group.done for group in ours), longest.done}):
+        rows.append([f"mean of the first {steps}"] + [f"{np.mean(values[:steps]):.2f}" if len(values) >= steps else ""
+                                                      for values in columns.values()])
+    return markdown(["classes seen"] + list(columns), rows)
 
 
 def paragraphs(*parts):

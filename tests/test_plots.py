@@ -68,18 +68,38 @@ def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path,
     monkeypatch.syspath_prepend(str(PLOTS))
     import figure_tradeoff
     import runs
-    make_run(tmp_path / "whole")
-    for index, (sparsity, lr) in enumerate([(1.0, 0.1), (0.1, 0.1), (3.0, 0.1), (0.3, 0.5)]):
-        make_run(tmp_path / f"{index}", pruned=True, parameters=[300_000, 300_000, round(210_000 / sparsity)])
-        path = tmp_path / f"{index}" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | dict(sparsity=sparsity, lr=lr)))
-    points, whole = figure_tradeoff.curve(runs.grouped(runs.load_runs(tmp_path)))
-    assert [(figure_tradeoff.sparsity(group), round(figure_tradeoff.left(group), 6)) for group in points] == \
-        [(0.1, 100.0), (1.0, 10.0), (3.0, 3.333333)]
-    assert [group.first.folder.name for group in whole] == ["whole"]
+    make_run(tmp_path / "unpruned", done=3)
+    make_run(tmp_path / "another seed", done=3, seed=1)
+    others = [(0.3, 0.5, 2, 0), (2.0, 0.1, 1, 0), (5.0, 0.1, 2, 1)]  # another lr, fewer steps, another seed
+    for index, (sparsity, lr, done, seed) in enumerate([(1.0, 0.1, 2, 0), (0.0, 0.1, 2, 0), (3.0, 0.1, 2, 0)] + others):
+        parameters = [300_000, 140_000 * (index + 1)][:done]
+        make_run(tmp_path / f"{index}", done=done, seed=seed, pruned=True, parameters=parameters)
+        path, changes = tmp_path / f"{index}" / "config.json", dict(sparsity=sparsity, lr=lr, s_max=100 + index // 3)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    points, unpruned = figure_tradeoff.curve(runs.grouped(runs.load_runs(tmp_path)))
+    assert [(figure_tradeoff.sparsity(group), round(figure_tradeoff.share_left(group), 6)) for group in points] == \
+        [(0.0, 20.0), (1.0, 10.0), (3.0, 30.0)]
+    assert unpruned == []  # two seeds make one group: a mean of other seeds than the points'
+    (tmp_path / "another seed" / "results.json").unlink()
+    points, unpruned = figure_tradeoff.curve(runs.grouped(runs.load_runs(tmp_path)))
+    assert [group.first.folder.name for group in unpruned] == ["unpruned"]
     assert plot("figure_tradeoff.py", tmp_path).returncode == 0 and (tmp_path / "figure_tradeoff.png").exists()
     (tmp_path / "2" / "results.json").unlink()
     assert "nothing to draw" in plot("figure_tradeoff.py", tmp_path).stdout
+
+
+def test_the_steps_table_compares_the_longest_run_with_its_counterpart(tmp_path):
+    make_run(tmp_path / "a", done=1)
+    make_run(tmp_path / "b", pruned=True, done=2)
+    make_run(tmp_path / "c", expansion=False, done=3)
+    assert plot("tables.py", tmp_path).returncode == 0
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    head = next(line for line in lines if line.startswith("| classes seen"))
+    assert head.endswith("| ours: DER, pruned, less the paper's |")
+    means = [line for line in lines if line.startswith("| mean of the first")]
+    assert len(means) == 2 and means[0].startswith("| mean of the first 1 | 90.00 | 90.00 | 90.00 |")
+    assert means[0].endswith(f" {90 - 87.82:.2f} |") and means[1].startswith("| mean of the first 3 |  |  | ")
+    assert means[1].endswith("|  |")
 
 
 def test_other_data_gets_no_cifar_numbers(tmp_path):
