@@ -20,7 +20,7 @@ def sparsity(group):
 def rest(group, apart):
     """All that makes two groups comparable, apart from the settings named: protocol, settings, orders and seeds."""
     words = tuple(words for words in group.variant if words.split(" ")[0] not in apart)
-    return group.protocol, words, sorted((str(run.results["order"]), run.results["seed"]) for run in group.runs)
+    return group.protocol, words, tuple(sorted((str(run.results["order"]), run.results["seed"]) for run in group.runs))
 
 
 def curve(groups):
@@ -28,7 +28,7 @@ def curve(groups):
     rows = {}
     for group in groups:
         if group.method == common.DER_PRUNED and is_a(sparsity(group), NUMBER):
-            rows.setdefault(str((group.done, rest(group, {"sparsity"}))), []).append(group)
+            rows.setdefault((group.done, rest(group, {"sparsity"})), []).append(group)
     points = sorted(max(rows.values(), key=lambda row: (len(row), row[0].done), default=[]), key=sparsity)
     return points, [group for group in groups if points and group.method == common.DER and group.done >= points[0].done
                     and rest(group, PRUNING) == rest(points[0], PRUNING)]
