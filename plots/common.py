@@ -99,7 +99,8 @@ def caption(groups, unfinished=True):
     runs = [run for group in groups for run in group.runs]
     if not runs:
         return "None of our runs is shown here."
-    shared = [words for words in runs[0].settings()[:3] if all(words in run.settings() for run in runs)]
+    shared = [words for words in runs[0].settings()
+              if words != "held-out images" and all(words in run.settings() for run in runs)]
     shared += [plural(key, (run.results[key] for run in runs)) for key in ("order", "seed")]
     text = f"Ours: {title(runs)}; {', '.join(shared).replace(' ', NO_BREAK).replace(',' + NO_BREAK, ', ')}."
     if any(len(group.runs) > 1 for group in groups):

@@ -106,9 +106,10 @@ class Run:
 
     def settings(self):
         """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""
-        first = self.config.get("first_epochs", 0)
+        first, smoothing = (self.config.get(key, 0) for key in ("first_epochs", "label_smoothing"))
         words = (f"profile {self.results['profile']}", f"width {self.results['width']}",
                  f"{self.config['epochs']} epochs a step" + (f" ({first} the first of B0)" if first else ""))
+        words += (f"label smoothing {smoothing:g}",) if smoothing else ()
         return words + (("held-out images",) if self.held_out else ())
 
     def log(self):
@@ -171,7 +172,7 @@ def protocol_order(protocol):
 # Settings that runs which are averaged may differ in, or that stand elsewhere in what a group is called.
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
            "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
-           "validation"}
+           "first_epochs", "label_smoothing", "validation"}
 # Those that only pruned runs use.
 PRUNING = {"sparsity", "s_max", "mask_start", "mask_share"}
 

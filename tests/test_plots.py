@@ -150,6 +150,21 @@ def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path, monke
     assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
 
 
+def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
+    """Two that differ in it stand apart, and each difference is named once."""
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import runs
+    for name, first, smoothing in (("a", 60, 0.1), ("b", 120, 0.0)):
+        make_run(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"first_epochs": first, "label_smoothing": smoothing}))
+    groups = runs.grouped(runs.load_runs(tmp_path))
+    epochs = groups[0].first.config["epochs"]
+    assert sorted(group.variant for group in groups) == [
+        (f"{epochs} epochs a step (120 the first of B0)",),
+        (f"{epochs} epochs a step (60 the first of B0)", "label smoothing 0.1")]
+
+
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     """Whatever their first steps are: B50's is another one than B0's in any profile."""
     for protocol in ("B0-Inc5", "B0-Inc10", "B50-Inc10"):
