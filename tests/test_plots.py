@@ -153,6 +153,7 @@ def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path, monke
 def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
     """Two that differ in it stand apart, and each difference is named once."""
     monkeypatch.syspath_prepend(str(PLOTS))
+    import common
     import runs
     for name, first, smoothing in (("a", 60, 0.1), ("b", 120, 0.0)):
         make_run(tmp_path / name)
@@ -163,6 +164,8 @@ def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
     assert sorted(group.variant for group in groups) == [
         (f"{epochs} epochs a step (120 the first of B0)",),
         (f"{epochs} epochs a step (60 the first of B0)", "label smoothing 0.1")]
+    captions = {group.variant[-1]: common.caption([group]).replace(common.NO_BREAK, " ") for group in groups}
+    assert [words for words, text in captions.items() if "label smoothing 0.1" in text] == ["label smoothing 0.1"]
 
 
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
