@@ -57,11 +57,13 @@ def draw_losses(ax, part, steps, label, **look):
 
 
 def mark_epochs(axis, steps):
-    """Count the epochs of steps (as from our_losses) on an x axis, at most four numbers to a step."""
-    counts = [rows[-1]["epoch"] for rows in steps]
-    spacing = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, max(counts)) if max(counts) / n <= 4.5)
-    marks = [(i, epoch) for i, count in enumerate(counts) for epoch in range(spacing, count + 1, spacing)]
-    axis.set_ticks([i + epoch / counts[i] for i, epoch in marks], [str(epoch) for _, epoch in marks], fontsize=7)
+    """Count the epochs of each step (as from our_losses) on an x axis, at most four numbers to a step."""
+    marks = []
+    for i, rows in enumerate(steps):
+        count = rows[-1]["epoch"]
+        spacing = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / n <= 4.5)
+        marks += [(i + epoch / count, str(epoch)) for epoch in range(spacing, count + 1, spacing)]
+    axis.set_ticks(*zip(*marks), fontsize=7)
 
 
 def name_steps(ax, group):

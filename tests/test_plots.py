@@ -124,6 +124,15 @@ def test_published_numbers_stand_beside_cifar_alone(dataset, protocol, script, p
     assert "ours: DER" in labels and (published in labels) == (dataset == "CIFAR-100")
 
 
+def test_a_short_step_beside_a_long_one_has_its_epochs_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import figure5
+    axis = figure5.plt.figure().add_subplot().xaxis
+    figure5.mark_epochs(axis, [[{"epoch": 120}], [{"epoch": 30}], [{"epoch": 3}]])
+    assert [label.get_text() for label in axis.get_ticklabels()] == "50 100 10 20 30 1 2 3".split()
+    assert axis.get_ticklocs()[:4] == pytest.approx([50 / 120, 100 / 120, 1 + 1 / 3, 1 + 2 / 3])
+
+
 def test_only_orders_and_seeds_are_averaged(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(PLOTS))
     import runs
