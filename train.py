@@ -30,7 +30,7 @@ import data as sources
 import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
-from der import DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
+from der import CHUNK, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
     classification_loss, latency, load, machine
 
 
@@ -427,7 +427,7 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
 # --------------------------------------------------------------------------------------------- features, evaluation
 
 @torch.no_grad()
-def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None, size: int = 500) -> Tensor:
+def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None, size: int = CHUNK) -> Tensor:
     """Super-features [N, D] of training images (indices) in test mode; of augmented ones where draw [4, N] is given.
 
     last: of the extractors before this index alone. Of several processes, each computes its share.
@@ -463,7 +463,7 @@ def evaluate(s: Settings) -> dict:
 
 
 @torch.no_grad()
-def test(r: Run, size: int = 500) -> tuple[float, list[float]]:
+def test(r: Run, size: int = CHUNK) -> tuple[float, list[float]]:
     """Top-1 (%) over the test images of all classes seen, and over those of each step's classes.
 
     A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes).
