@@ -41,6 +41,23 @@ class Ticks:
         self.times.append(None)  # what is between two epochs is not of a batch
 
 
+class Turns:
+    """Stands in for train.Progress: does step() behind each batch, and keeps the seconds of both."""
+
+    def __init__(self, step):
+        self.step, self.start, self.times = step, None, []
+
+    def tick(self, images):
+        now = time.perf_counter()
+        alone = seconds(self.step)
+        if self.start:
+            self.times.append((now - self.start, alone))
+        self.start = time.perf_counter()
+
+    def epoch(self, *_):
+        self.start = None  # what is between two epochs is not of a batch
+
+
 class NoFolder:
     """Stands in for der.RunFolder: keeps nothing."""
 
@@ -48,13 +65,16 @@ class NoFolder:
         pass
 
 
+def seconds(function):
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def median_ms(function, images, repeats):
     """Median milliseconds an image of a call, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
+    times = [seconds(function) for _ in range(repeats + 1)]
     return 1000 * statistics.median(times[1:]) / images
 
 
@@ -96,24 +116,38 @@ def ours(width, batch, t, batches, kept=None):
     return first, second, frozen
 
 
-def bare(width, batch, t, batches):
-    """ms an image of forward, backward and optimiser of the new extractor and forward of the frozen, on a fixed batch."""
-    r = make_run(width, batch, t, 1)
-    net, images = r.supernet.train(), torch.rand(batch, 3, 32, 32, device=r.device)
-    x = images.contiguous(memory_format=torch.channels_last)
-    labels = r.data.train_labels
+def overhead(width, batch, t, rounds):
+    """ms an image of a training step: as it is, and the networks' passes and the optimiser alone on a fixed batch.
+
+    The two are timed by turns, one batch of each: the machine's speed changes within minutes.
+    """
+    r, samples = make_run(width, batch, t, rounds), torch.arange(rounds * batch)
+    net = make_run(width, batch, t, 1).supernet.train()
+    x = torch.rand(batch, 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES * t, (batch,), device=r.device)
     optimizer = torch.optim.SGD(train.groups(net, r.settings), 0.1, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
 
+    @torch.no_grad()
+    def old():
+        return [folded(x.to(net.precision)) for folded in net.folded]
+
     def step():
-        with torch.no_grad():
-            old = [folded(x.to(net.precision)) for folded in net.folded]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=net.precision == torch.bfloat16):
             newest = net.extractors[-1](x)
-        loss = F.cross_entropy(net.classifier(torch.cat([*old, newest], dim=1)), labels)
+        loss = F.cross_entropy(net.classifier(torch.cat([*features, newest], dim=1)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return median_ms(step, batch, batches)
+
+    features, turns = old(), Turns(step)
+    train.train_representation(r, samples, CLASSES * (t - 1), {}, turns)
+    if t > 1:
+        draw, part = torch.rand(4, batch), samples[:batch]
+        frozen = [(seconds(lambda: train.extract(r, part, draw, last=-1)), seconds(old)) for _ in range(rounds + 1)]
+    else:
+        frozen = [(0.0, 0.0)]
+    return [1000 * (statistics.median(new) + statistics.median(rest)) / batch
+            for new, rest in zip(zip(*turns.times), zip(*frozen))]
 
 
 class Images(torch.utils.data.Dataset):
@@ -202,12 +236,11 @@ def main():
     print("growth of the last row over the first: " + ", ".join(
         f"{name} {cost / start:.2f}" for name, cost, start in
         zip(("unpruned, fresh", "unpruned, by turns", "pruned, fresh", "pruned, by turns"), costs, first)))
-    for width, batch in ((16, 32), (a.width, a.batch)):
+    for width, batch, rounds in ((16, 32, 8 * a.batches), (a.width, a.batch, a.batches)):
         for t in (1, a.steps[-1]):
-            new, _, frozen = ours(width, batch, t, 4 * a.batches)
-            alone = bare(width, batch, t, 4 * a.batches)
-            print(f"overhead at width {width}, batch {batch}, t = {t}: {new + frozen:.2f} ms an image, bare network "
-                  f"{alone:.2f}: {100 * ((new + frozen) / alone - 1):+.1f} %", flush=True)
+            whole, alone = overhead(width, batch, t, rounds)
+            print(f"overhead at width {width}, batch {batch}, t = {t}: {whole:.2f} ms an image, bare network "
+                  f"{alone:.2f}: {100 * (whole / alone - 1):+.1f} %", flush=True)
 
 
 if __name__ == "__main__":
