@@ -41,7 +41,7 @@ class Ticks:
         self.times.append(None)  # what is between two epochs is not of a batch
 
 
-class Turns:
+class Pairs:
     """Stands in for train.Progress: does step() behind each batch, and keeps the seconds of both."""
 
     def __init__(self, step):
@@ -50,7 +50,7 @@ class Turns:
     def tick(self, images):
         now = time.perf_counter()
         alone = seconds(self.step)
-        if self.start:
+        if self.start is not None:
             self.times.append((now - self.start, alone))
         self.start = time.perf_counter()
 
@@ -117,37 +117,43 @@ def ours(width, batch, t, batches, kept=None):
 
 
 def overhead(width, batch, t, rounds):
-    """ms an image of a training step: as it is, and the networks' passes and the optimiser alone on a fixed batch.
+    """ms an image of a training batch, frozen extractors included: as it is; the networks' passes and the optimiser alone.
 
-    The two are timed by turns, one batch of each: the machine's speed changes within minutes.
+    The two are timed alternately: the machine's speed changes within minutes. The second is on fixed images, without
+    auxiliary loss.
     """
-    r, samples = make_run(width, batch, t, rounds), torch.arange(rounds * batch)
+    r, samples = make_run(width, batch, t, rounds), torch.arange(max(rounds * batch, train.CHUNK))
+    samples = samples % (rounds * batch)
     net = make_run(width, batch, t, 1).supernet.train()
-    x = torch.rand(batch, 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(max(batch, train.CHUNK), 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES * t, (batch,), device=r.device)
     optimizer = torch.optim.SGD(train.groups(net, r.settings), 0.1, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
 
     @torch.no_grad()
-    def old():
-        return [folded(x.to(net.precision)) for folded in net.folded]
+    def frozen_features():
+        return [folded(images[:train.CHUNK].to(net.precision)) for folded in net.folded]
+
+    with torch.no_grad():
+        fixed = [folded(images[:batch].to(net.precision)) for folded in net.folded]
 
     def step():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=net.precision == torch.bfloat16):
-            newest = net.extractors[-1](x)
-        loss = F.cross_entropy(net.classifier(torch.cat([*features, newest], dim=1)), labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=net.precision == torch.bfloat16):
+            newest = net.extractors[-1](images[:batch])
+        loss = F.cross_entropy(net.classifier(torch.cat([*fixed, newest], dim=1)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    features, turns = old(), Turns(step)
-    train.train_representation(r, samples, CLASSES * (t - 1), {}, turns)
+    pairs = Pairs(step)
+    train.train_representation(r, samples[:rounds * batch], CLASSES * (t - 1), {}, pairs)
+    new = [statistics.median(times) / batch for times in zip(*pairs.times)]
+    frozen = [0.0, 0.0]
     if t > 1:
-        draw, part = torch.rand(4, batch), samples[:batch]
-        frozen = [(seconds(lambda: train.extract(r, part, draw, last=-1)), seconds(old)) for _ in range(rounds + 1)]
-    else:
-        frozen = [(0.0, 0.0)]
-    return [1000 * (statistics.median(new) + statistics.median(rest)) / batch
-            for new, rest in zip(zip(*turns.times), zip(*frozen))]
+        draw, part = torch.rand(4, train.CHUNK), samples[:train.CHUNK]
+        times = [(seconds(lambda: train.extract(r, part, draw, last=-1)), seconds(frozen_features))
+                 for _ in range(rounds + 1)]
+        frozen = [statistics.median(column) / train.CHUNK for column in zip(*times[1:])]  # the first warms up
+    return [1000 * (a + b) for a, b in zip(new, frozen)]
 
 
 class Images(torch.utils.data.Dataset):
@@ -236,7 +242,7 @@ def main():
     print("growth of the last row over the first: " + ", ".join(
         f"{name} {cost / start:.2f}" for name, cost, start in
         zip(("unpruned, fresh", "unpruned, by turns", "pruned, fresh", "pruned, by turns"), costs, first)))
-    for width, batch, rounds in ((16, 32, 8 * a.batches), (a.width, a.batch, a.batches)):
+    for width, batch, rounds in ((16, 32, 8 * a.batches), (a.width, a.batch, 2 * a.batches)):
         for t in (1, a.steps[-1]):
             whole, alone = overhead(width, batch, t, rounds)
             print(f"overhead at width {width}, batch {batch}, t = {t}: {whole:.2f} ms an image, bare network "
