@@ -122,34 +122,33 @@ def overhead(width, batch, t, rounds):
     The two are timed alternately: the machine's speed changes within minutes. The second is on fixed images, without
     auxiliary loss.
     """
-    r, samples = make_run(width, batch, t, rounds), torch.arange(max(rounds * batch, train.CHUNK))
-    samples = samples % (rounds * batch)
+    r, samples = make_run(width, batch, t, rounds), torch.arange(rounds * batch)
     net = make_run(width, batch, t, 1).supernet.train()
-    images = torch.rand(max(batch, train.CHUNK), 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
+    chunk = images[torch.arange(train.CHUNK) % batch]  # frozen extractors see as many at a time, whatever the batch
     labels = torch.randint(0, CLASSES * t, (batch,), device=r.device)
     optimizer = torch.optim.SGD(train.groups(net, r.settings), 0.1, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
 
     @torch.no_grad()
     def frozen_features():
-        return [folded(images[:train.CHUNK].to(net.precision)) for folded in net.folded]
+        return [folded(chunk.to(net.precision)) for folded in net.folded]
 
-    with torch.no_grad():
-        fixed = [folded(images[:batch].to(net.precision)) for folded in net.folded]
+    fixed = [torch.rand(batch, extractor.features) for extractor in net.extractors[:-1]]
 
     def step():
         with torch.autocast(images.device.type, torch.bfloat16, enabled=net.precision == torch.bfloat16):
-            newest = net.extractors[-1](images[:batch])
+            newest = net.extractors[-1](images)
         loss = F.cross_entropy(net.classifier(torch.cat([*fixed, newest], dim=1)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     pairs = Pairs(step)
-    train.train_representation(r, samples[:rounds * batch], CLASSES * (t - 1), {}, pairs)
+    train.train_representation(r, samples, CLASSES * (t - 1), {}, pairs)
     new = [statistics.median(times) / batch for times in zip(*pairs.times)]
     frozen = [0.0, 0.0]
     if t > 1:
-        draw, part = torch.rand(4, train.CHUNK), samples[:train.CHUNK]
+        draw, part = torch.rand(4, train.CHUNK), torch.arange(train.CHUNK) % len(samples)
         times = [(seconds(lambda: train.extract(r, part, draw, last=-1)), seconds(frozen_features))
                  for _ in range(rounds + 1)]
         frozen = [statistics.median(column) / train.CHUNK for column in zip(*times[1:])]  # the first warms up
