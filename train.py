@@ -114,12 +114,12 @@ PROFILES = {
     # momentum needs few, and small batches make iterations of a step's 5000 to 7000 images.
     # A narrow or pruned network's few features leave stage 2 short of gradient at temperature 5.
     # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
-    "fast": dict(epochs=30, first_epochs=120, base_epochs=0, schedule="onecycle", warmup=0, batch=32, nesterov=True,
+    "fast": dict(epochs=30, first_epochs=120, base_epochs=60, schedule="onecycle", warmup=0, batch=32, nesterov=True,
                  views=10, head_batch=32, head_views=2, temperature=2.0),
 }
 # As fast, on a data set and with a network small enough for any laptop.
-PROFILES["demo"] = PROFILES["fast"] | dict(epochs=8, first_epochs=0, views=4, batch=16, head_batch=16, data="synthetic",
-                                           increment=2, width=8, memory=100, memory_per_class=5)
+PROFILES["demo"] = PROFILES["fast"] | dict(epochs=8, first_epochs=0, base_epochs=0, views=4, batch=16, head_batch=16,
+                                           data="synthetic", increment=2, width=8, memory=100, memory_per_class=5)
 # What may differ where a run goes on.
 MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}
 

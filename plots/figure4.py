@@ -9,8 +9,6 @@ import matplotlib.pyplot as plt
 import common
 from runs import grouped, protocol_order
 
-DRAWN = (common.DER, common.DER_PRUNED) + common.NO_EXPANSION
-
 
 def classes_after(protocol, steps):
     """"B50-Inc10", 3 -> [50, 60, 70]."""
@@ -51,8 +49,7 @@ def grid(count, title):
 
 def draw(runs, out):
     """Runs of one data set -> figure4.png, figure4.pdf in out."""
-    groups = grouped([run for run in runs if run.method in DRAWN] or runs)
-    cifar = common.on_cifar(runs)
+    groups, cifar = grouped(runs), common.on_cifar(runs)
     protocols = common.protocols(groups, cifar)
     fig, axes = grid(len(protocols), common.title(runs))
     for ax, protocol in zip(axes, protocols):

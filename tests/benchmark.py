@@ -178,9 +178,10 @@ def plain(width, batch, t, batches):
     head, auxiliary = torch.nn.Linear(8 * width * t, CLASSES * t), torch.nn.Linear(8 * width, CLASSES + 1)
     trained = [*extractors[-1].parameters(), *head.parameters(), *auxiliary.parameters()]
     optimizer = torch.optim.SGD(trained, 0.1, 0.9, weight_decay=5e-4)
-    loader = torch.utils.data.DataLoader(Images((batches + 1) * batch), batch, shuffle=True, num_workers=2)
+    ahead = 4  # batches that two workers prepare ahead: as in a long epoch, each batch has another prepared beside it
+    loader = torch.utils.data.DataLoader(Images((batches + 1 + ahead) * batch), batch, shuffle=True, num_workers=2)
     times = [time.perf_counter()]
-    for images, labels in loader:
+    for _, (images, labels) in zip(range(batches + 1), loader):
         features = [extractor(images) for extractor in extractors]
         loss = F.cross_entropy(head(torch.cat(features, dim=1)), labels)
         loss = loss + F.cross_entropy(auxiliary(features[-1]), labels)
