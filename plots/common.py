@@ -94,13 +94,19 @@ def plural(word, values):
     return f"{word}{'s' * (len(values) > 1)} {', '.join(values)}"
 
 
+def first_steps(runs):
+    """Runs -> ["120 the first of B0", "60 the first of B50"]: the epochs that all runs of one base share."""
+    found = [{run.first_step() for run in runs if run.base == base} for base in sorted({run.base for run in runs})]
+    return [words for one in found if len(one) == 1 for words in one.pop()]
+
+
 def caption(groups, unfinished=True):
     """Groups that a figure draws -> what they were trained on and how; and which of them are unfinished."""
     runs = [run for group in groups for run in group.runs]
     if not runs:
         return "None of our runs is shown here."
     shared = [words for words in runs[0].settings()
-              if words != "held-out images" and all(words in run.settings() for run in runs)]
+              if words != "held-out images" and all(words in run.settings() for run in runs)] + first_steps(runs)
     shared += [plural(key, (run.results[key] for run in runs)) for key in ("order", "seed")]
     text = f"Ours: {title(runs)}; {', '.join(shared).replace(' ', NO_BREAK).replace(',' + NO_BREAK, ', ')}."
     if any(len(group.runs) > 1 for group in groups):

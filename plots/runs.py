@@ -100,17 +100,22 @@ class Run:
 
     def __post_init__(self):
         self.protocol = self.results["protocol"]
+        self.base = protocol_order(self.protocol)[0]
         self.method = tuple(self.results[key] for key in ("expansion", "auxiliary", "pruned"))
         self.done, self.total = len(self.results["accuracy"]), self.results["steps_total"]
         self.finished, self.held_out = self.done == self.total, self.config["validation"] > 0
 
     def settings(self):
         """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""
-        first, smoothing = (self.config.get(key, 0) for key in ("first_epochs", "label_smoothing"))
-        words = (f"profile {self.results['profile']}", f"width {self.results['width']}",
-                 f"{self.config['epochs']} epochs a step" + (f" ({first} the first of B0)" if first else ""))
+        smoothing = self.config.get("label_smoothing", 0)
+        words = (f"profile {self.results['profile']}", f"width {self.results['width']}")
         words += (f"label smoothing {smoothing:g}",) if smoothing else ()
-        return words + (("held-out images",) if self.held_out else ())
+        return words + (("held-out images",) if self.held_out else ()) + (f"{self.config['epochs']} epochs a step",)
+
+    def first_step(self):
+        """In words, the epochs of the first step where it has its own: those of B0 are others than those of B50."""
+        epochs = self.config.get(FIRST[self.base > 0], 0)
+        return (f"{epochs} the first of B{self.base}",) if epochs else ()
 
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""
@@ -172,15 +177,16 @@ def protocol_order(protocol):
 # Settings that runs which are averaged may differ in, or that stand elsewhere in what a group is called.
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
            "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
-           "first_epochs", "label_smoothing", "validation"}
-# Those that only pruned runs use.
-PRUNING = {"sparsity", "s_max", "mask_start", "mask_share"}
+           "label_smoothing", "validation"}
+# Those that only pruned runs use; those for the first step without and with a base.
+PRUNING, FIRST = {"sparsity", "s_max", "mask_start", "mask_share"}, ("first_epochs", "base_epochs")
 
 
 def others(run, runs):
     """In words, the rest of a run's settings in which the runs of a folder differ: of any method and protocol."""
     def used(other):
-        return {key: value for key, value in other.config.items() if other.method[2] or key not in PRUNING}
+        unused = {FIRST[other.base == 0]} | (set() if other.method[2] else PRUNING)
+        return {key: value for key, value in other.config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
                  and any(used(other).get(key, value) != value for other in runs))
 

@@ -171,10 +171,11 @@ def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
     groups = runs.grouped(runs.load_runs(tmp_path))
     epochs = groups[0].first.config["epochs"]
     assert sorted(group.variant for group in groups) == [
-        (f"{epochs} epochs a step (120 the first of B0)",),
-        (f"{epochs} epochs a step (60 the first of B0)", "label smoothing 0.1")]
-    captions = {group.variant[-1]: common.caption([group]).replace(common.NO_BREAK, " ") for group in groups}
-    assert [words for words, text in captions.items() if "label smoothing 0.1" in text] == ["label smoothing 0.1"]
+        ("first_epochs 120",), ("label smoothing 0.1", "first_epochs 60")]
+    captions = [common.caption([group]).replace(common.NO_BREAK, " ") for group in groups]
+    assert sum("label smoothing 0.1" in text for text in captions) == 1
+    assert sum(f"{epochs} epochs a step, 120 the first of B0" in text for text in captions) == 1
+    assert "the first of" not in common.caption(groups).replace(common.NO_BREAK, " ")
 
 
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
@@ -182,10 +183,13 @@ def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     for protocol in ("B0-Inc5", "B0-Inc10", "B50-Inc10"):
         make_run(tmp_path / protocol, protocol)
         path = tmp_path / protocol / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": 50 * (protocol[1] == "5"), "first_epochs": 60}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {
+            "first_epochs": 120, "base_epochs": 60 * (protocol == "B50-Inc10")}))
     assert plot("tables.py", tmp_path).returncode == 0
     rows = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "ours" in line]
     assert len(rows) == 1 and "not run" not in rows[0]
+    report = (tmp_path / "report.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "epochs a step, 120 the first of B0, 60 the first of B50, order" in report
 
 
 def test_reference_numbers():
