@@ -178,7 +178,7 @@ class Supernet(nn.Module):
 
     width: of each extractor. expansion = False keeps a single extractor that is trained on (the ablation's baseline).
     precision: bfloat16 runs the extractors in autocast; the heads and the losses are float32 always.
-    masks: the value at which every new extractor's channel masks begin (Eq. 3); None = no pruning.
+    masks: the value at which every new extractor's channel masks begin; None = no pruning.
     """
 
     def __init__(self, width: int = 64, expansion: bool = True, precision: torch.dtype = torch.float32,
@@ -366,6 +366,9 @@ class FolderError(Exception):
     """A run folder that cannot be used; the message says what is wrong and what to do."""
 
 
+ELSEWHERE = "another --out (with run_cifar100.sh: RUNS=FOLDER)"
+
+
 class RunFolder:
     """runs/<name>: config.json, log.jsonl, results.json and checkpoint.pt, each there whole or not at all."""
 
@@ -385,13 +388,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give another --out") from None
+            raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give {ELSEWHERE}") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
             self.check(config, may_differ, defaults, restart)
         except BlockingIOError:
             self.release()
-            raise FolderError(f"another process is at work in {self.path}: wait, or give another --out") from None
+            raise FolderError(f"another process is at work in {self.path}: wait, or give {ELSEWHERE}") from None
         except FolderError:
             self.release()
             raise
@@ -399,7 +402,7 @@ class RunFolder:
             self.write("config.json", json.dumps(config, indent=1).encode())
 
     def check(self, config: dict, may_differ: set[str], defaults: dict, restart: bool) -> None:
-        """Raise FolderError where the folder holds a run with other settings; with restart, empty it instead."""
+        """Raise FolderError where the folder holds a run that cannot go on so; with restart, empty it instead."""
         if restart:
             for name in ("config.json", "log.jsonl", "results.json", *self.CHECKPOINTS):
                 (self.path / name).unlink(missing_ok=True)
@@ -409,7 +412,10 @@ class RunFolder:
                   if name not in may_differ and old != now.get(name)]
         if differ:
             raise FolderError(f"{self.path} holds a run with other settings: {', '.join(differ)}. Repeat its command, "
-                              "give another --out, or start over with --restart")
+                              f"give {ELSEWHERE}, or start over with --restart")
+        if (self.path / "results.json").exists() and not any((self.path / name).exists() for name in self.CHECKPOINTS):
+            raise FolderError(f"{self.path} holds results without a checkpoint to go on from: give {ELSEWHERE}, or "
+                              "start over with --restart")
 
     def release(self) -> None:
         """Let other processes have the folder."""

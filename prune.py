@@ -95,7 +95,10 @@ def set_masks(extractor: nn.Module, s: float) -> None:
 
 
 def sparsity_loss(extractor: nn.Module) -> Tensor:
-    """Eq. 4: L_s = sum_l K_l |m_(l-1)|_1 |m_l|_1 / sum_l K_l c_(l-1) c_l; 1 where every mask is 1."""
+    """Eq. 4: L_s = sum_l K_l |m_(l-1)|_1 |m_l|_1 / sum_l K_l c_(l-1) c_l; 1 where every mask is 1.
+
+    Of an extractor that has masks (`attach`), at the slope of the last `set_masks`.
+    """
     used, whole = 0.0, 0.0
     norms = {mask: layer[1].scale.sum() for _, layer, _, mask in layers(extractor)}
     for _, (conv, _), source, mask in layers(extractor):
@@ -112,7 +115,9 @@ def kept(extractor: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compact(extractor: nn.Module) -> nn.Module:
-    """Make the extractor's masks binary; returns a plain, smaller network, without a mask, that computes the same."""
+    """Make the masks that `attach` gave it binary; returns a plain, smaller network, without a mask, that computes the
+    same.
+    """
     set_masks(extractor, math.inf)
     small, keep = copy.deepcopy(extractor), kept(extractor)
     del small.masks

@@ -7,12 +7,14 @@
 #   bash run_cifar100.sh demo          the three protocols scaled to a small synthetic data set: minutes on any laptop
 #   bash run_cifar100.sh ablation      Table 2: B0-Inc10 without expansion, without the auxiliary loss, with both
 #                                      (ablation --profile paper: with the paper's settings)
-#   bash run_cifar100.sh figures       figures and tables again, from the results that are there (or: figures FOLDER)
+#   bash run_cifar100.sh figures       figures and tables again, from the results in runs/* (or: figures FOLDER); where
+#                                      there are none yet, from those in plots/measured
 #   bash run_cifar100.sh test          the tests
 #
 # Further arguments go to train.py (--data, --root, --width, --epochs, --prune, --order, --device, ...: see python
 # train.py --help).
-# RUNS=FOLDER puts the runs there instead of runs/PROFILE; with other settings, give another folder.
+# RUNS=FOLDER puts the runs there instead of runs/PROFILE; with other settings, give another folder. Paths are relative
+# to the folder of this script.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -55,7 +57,7 @@ train() { # NAME FLAGS...: one run, into $runs/NAME
 draw() { # FOLDER: every figure, then the tables and report.md
     local script
     for script in plots/figure*.py plots/tables.py; do
-        "$python" "$script" "$1"
+        "$python" "$script" "$1" || return
     done
     printf '\nEverything at a glance: %s/report.md\n' "$1"
 }
@@ -91,15 +93,17 @@ case $mode in
         set_up
         shopt -s nullglob
         [ $# -gt 0 ] || [ -z "${RUNS:-}" ] || set -- "$RUNS"
-        [ $# -gt 0 ] || set -- runs/* plots/measured
-        drawn=
+        [ $# -gt 0 ] || set -- runs/*
+        [ $# -gt 0 ] || set -- plots/measured # nothing was run here yet
+        drawn= failed=0
         for folder in "$@"; do
             results=("$folder"/results.json "$folder"/*/results.json)
             [ -f "${results[0]}" ] || results=("${results[@]:1}")
-            [ ${#results[@]} -eq 0 ] || { draw "$folder"; drawn=yes; }
+            [ ${#results[@]} -eq 0 ] || { drawn=yes; draw "$folder" || failed=$?; }
         done
         [ -n "$drawn" ] || {
-            echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; } ;;
+            echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; }
+        exit $failed ;;
     demo)
         set_up
         for protocol in "0 2" "0 4" "10 2"; do

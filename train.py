@@ -30,7 +30,7 @@ import data as sources
 import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
-from der import CHUNK, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
+from der import CHUNK, ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
     classification_loss, latency, load, machine
 
 
@@ -64,10 +64,10 @@ class Settings:
     validation: float = setting(0.0, "test on this share of the training images, held out, to choose settings", least=0,
                                 below=1)
     profile: str = setting("fast", "preset of the settings", choices=("paper", "fast", "demo"))
-    out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL")
+    out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL, of other data than CIFAR-100 runs/DATA/PROTOCOL")
     restart: bool = setting(False, "start over, whatever the run folder holds")
     evaluate: str = setting("", "a run folder: train nothing, test its model again and print its table")
-    seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**31)
+    seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**24)
     device: str = setting("auto", "device; auto = cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
                              choices=("auto", "bfloat16", "float32"))
@@ -144,8 +144,9 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
     given = vars(parser.parse_args(arguments))
     if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
         config = RunFolder(given["evaluate"]).read("config.json")
-        given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | {
-            name: given[name] for name in ("evaluate", "data", "root", "device", "precision") if name in given}
+        if other := given.keys() - {"evaluate", "data", "root", "device", "precision"}:
+            raise SettingsError(f"--evaluate tests a run as it was trained: leave out --{min(other).replace('_', '-')}")
+        given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | given
     every = dict(first_epochs=0, base_epochs=0) if "epochs" in given else {}  # whoever gives --epochs means each step's
     s = Settings(**{**PROFILES[given.get("profile", "fast")], **every, **given})
     check_settings(s)
@@ -167,11 +168,15 @@ def check_settings(s: Settings) -> None:
     if s.prune and not s.expansion:
         raise SettingsError("--prune and --no-expansion: pruning is for extractors that are frozen; leave one out")
     shortest = min(s.epochs, (s.base_epochs if s.base else s.first_epochs) or s.epochs)
-    if s.schedule == "steps" and s.warmup >= shortest:
-        raise SettingsError(f"--warmup {s.warmup} leaves nothing of {shortest} epochs: lower it")
-    if s.schedule == "steps" and s.milestones and s.warmup + min(s.milestones) >= s.epochs:
-        raise SettingsError(f"--epochs {s.epochs}: the learning rate would never fall, for the first of its milestones "
-                            f"is epoch {s.warmup + min(s.milestones)}; give --milestones too")
+    for flag, epochs, warmup, milestones in (("", s.epochs, s.warmup, s.milestones),
+                                             ("first-", 0 if s.base else s.first_epochs, s.warmup, s.milestones),
+                                             ("base-", s.base_epochs if s.base else 0, 0, s.base_milestones)):
+        if s.schedule == "steps" and 0 < epochs <= warmup:
+            raise SettingsError(f"--warmup {warmup} leaves nothing of {epochs} epochs: lower it")
+        if s.schedule == "steps" and milestones and 0 < epochs <= warmup + min(milestones):
+            raise SettingsError(f"--{flag}epochs {epochs}: the learning rate would never fall, for the first of its "
+                                f"milestones is epoch {warmup + min(milestones)}; give "
+                                f"--{flag.replace('first-', '')}milestones too")
     if s.prune and int(s.mask_share * shortest) < 1:
         raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise it")
 
@@ -324,6 +329,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         scheduler.load_state_dict(training["scheduler"])
 
     def loss(whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 2 over a batch (places in samples) -> L, and its terms by name before they are weighed."""
         batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
         weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
         index = samples[batch]
@@ -337,7 +343,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
         if net.masked():
             terms["sparsity"] = prune.sparsity_loss(net.extractors[-1])
-        # Eq. 2: L = L_H + lambda_a L_Ha + lambda_s L_s
+        # L = L_H + lambda_a L_Ha + lambda_s L_s
         total = sum(weights[name] * term for name, term in terms.items())
         return weight * total, {name: weight * term for name, term in terms.items()}
 
@@ -591,7 +597,7 @@ def open_run(s: Settings) -> Run:
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
     protocol = f"B{s.base}-Inc{s.increment}"
-    s.out = s.out or f"runs/{s.profile}/{protocol}"
+    s.out = s.out or f"runs/{s.profile if data.name == 'CIFAR-100' else Path(data.name).stem}/{protocol}"
     folder = RunFolder(s.out, writes=rank() == 0)
     if s.precision == "auto" and not s.restart:  # a run goes on as it began, also on another machine
         s.precision = folder.read("config.json").get("precision", "auto")
@@ -649,7 +655,7 @@ class Progress:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         if not all(map(math.isfinite, terms.values())):
             raise Diverged(f"{where}: the loss is no longer finite ({losses}). What was before is kept in "
-                           f"{r.folder.path}; give a lower --{'lr' if stage == 1 else 'head-lr'} and another --out, "
+                           f"{r.folder.path}; give a lower --{'lr' if stage == 1 else 'head-lr'} and {ELSEWHERE}, "
                            "or --restart")
         r.log_bytes = r.folder.append_log(dict(
             step=r.step + 1, stage=stage, epoch=epoch, **{name: round(value, 5) for name, value in terms.items()},

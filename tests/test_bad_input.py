@@ -40,12 +40,17 @@ def call(monkeypatch, capsys, flags):
     (["--head-views", "0"], "--head-views 0"),
     (["--head-epochs", "0"], "--head-epochs 0"),
     (["--seed", "-1"], "--seed -1"),
+    (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
     (["--milestones", "ten"], "invalid int value: 'ten'"),
     (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of 3 epochs"),
-    (["--schedule", "steps", "--warmup", "2", "--first-epochs", "2"], "--warmup 2 leaves nothing of 2 epochs"),
+    (["--schedule", "steps", "--warmup", "2", "--first-epochs", "2", "--milestones"], "--warmup 2 leaves nothing of 2 epochs"),
     (["--schedule", "steps", "--warmup", "1", "--milestones", "2", "5"], "the learning rate would never fall"),
+    (["--profile", "paper", "--epochs", "170", "--base", "2", "--base-epochs", "60"],
+     "--base-epochs 60: the learning rate would never"),
+    (["--profile", "paper", "--epochs", "170", "--first-epochs", "110"],
+     "--first-epochs 110: the learning rate would never fall"),
     (["--profile", "paper", "--epochs", "110"], "the first of its milestones is epoch 110; give --milestones too"),
     (["--schedule", "cosine"], "invalid choice: 'cosine'"),
     (["--profile", "quick"], "invalid choice: 'quick'"),
@@ -153,6 +158,24 @@ def test_other_settings_on_an_old_folder(flags, monkeypatch, capsys, tmp_path):
     assert (tmp_path / "run" / "results.json").read_bytes() == before
     assert call(monkeypatch, capsys, flags + ["--steps", "1", "--lr", "0.2", "--restart"])[0] == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.2
+
+
+def test_results_without_a_checkpoint(flags, monkeypatch, capsys, tmp_path):
+    """As in plots/measured: neither the log nor the results are written over."""
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    for path in (tmp_path / "run").glob("*.pt"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 2 and "holds results without a checkpoint" in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert call(monkeypatch, capsys, flags + ["--restart", "--steps", "1"])[0] == 0
+
+
+def test_evaluate_takes_no_training_flags(flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    code, err = call(monkeypatch, capsys, ["--evaluate", tmp_path / "run", "--width", "8"])
+    assert code == 2 and "leave out --width" in err and err.count("\n") == 1
 
 
 def test_two_at_once(flags, monkeypatch, capsys, tmp_path):

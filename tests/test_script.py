@@ -63,3 +63,27 @@ def test_figures_of_a_run_alone_or_of_several(call, tmp_path):
         (tmp_path / name / "results.json").touch()
     assert call("figures")[:2] == (0, "") and call("figures", str(tmp_path / "flowers"))[:2] == (0, "")
     assert call("figures", str(tmp_path / "runs"))[0] == 2
+
+
+def drawn(tmp_path):
+    """Folders that each script of plots/ was called on."""
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    return [words[1] for words in calls if words[0] == "plots/tables.py"]
+
+
+def test_figures_of_what_was_run_here_else_of_what_is_published(call, tmp_path):
+    for name in ("plots/measured/B0-Inc10", "runs/fast/B0-Inc10"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").touch()
+        assert call("figures")[:2] == (0, "") and drawn(tmp_path) == [name.rsplit("/", 1)[0]]
+
+
+def test_figures_of_all_folders_though_one_is_bad(call, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / "runs" / name / "run").mkdir(parents=True)
+        (tmp_path / "runs" / name / "run" / "results.json").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(python.read_text() + '[ "$1 $2" != "plots/figure.py runs/b" ] || exit 2\n')
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "figure.py").touch()
+    assert call("figures")[0] == 2 and drawn(tmp_path) == ["runs/a", "runs/c"]
