@@ -2,8 +2,9 @@
 
     python plots/figure_pruning.py FOLDER [--out DIR]
 
-Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is the
-one with a pruned run and the most steps done. Without a pruned run nothing is drawn.
+Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is one
+with a pruned run: if there is such a one, with a run that is not pruned beside it; of several, that with the most steps
+done. Without a pruned run nothing is drawn.
 """
 import matplotlib.pyplot as plt
 
@@ -17,7 +18,8 @@ PANELS = (("parameters", "parameters (million)", 1e-6), ("ms_per_image", "latenc
 def chosen(groups):
     """Groups -> those of the whole DER, pruned and not, of one protocol that has a pruned one."""
     pruned = [group for group in groups if group.method == common.DER_PRUNED]
-    best = max(pruned, key=lambda group: group.done, default=None)
+    whole = [group.protocol for group in groups if group.method == common.DER]
+    best = max(pruned, key=lambda group: (group.protocol in whole, group.done), default=None)
     return [group for group in groups if best and group.protocol == best.protocol
             and group.method in (common.DER, common.DER_PRUNED)]
 

@@ -64,6 +64,15 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 0.30 |" in (tmp_path / "table_pruning.md").read_text()
 
 
+def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp_path):
+    make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True)
+    make_run(tmp_path / "b", "B0-Inc10", pruned=True)
+    make_run(tmp_path / "c", "B0-Inc10")
+    assert plot("figure_pruning.py", tmp_path).returncode == 0
+    table = (tmp_path / "table_pruning.md").read_text()
+    assert "ours: DER |" in table and "ours: DER, pruned |" in table and "| 30 |" in table and "| 5 |" not in table
+
+
 def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(PLOTS))
     import figure_tradeoff
