@@ -20,7 +20,9 @@ TRAIN = str(Path(train.__file__))
 
 
 def start(flags):
-    return subprocess.Popen([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """train.py in a process of its own, which SIGINT reaches though the tests run in the background, where it does not."""
+    return subprocess.Popen([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def begun(folder, process):
