@@ -93,7 +93,8 @@ case $mode in
         set_up
         shopt -s nullglob
         [ $# -gt 0 ] || [ -z "${RUNS:-}" ] || set -- "$RUNS"
-        [ $# -gt 0 ] || set -- runs/*
+        results=(runs/*/results.json runs/*/*/results.json)
+        [ ${#results[@]} -eq 0 ] || [ $# -gt 0 ] || set -- runs/*
         [ $# -gt 0 ] || set -- plots/measured # nothing was run here yet
         drawn= failed=0
         for folder in "$@"; do

@@ -30,8 +30,8 @@ import data as sources
 import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
-from der import CHUNK, ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, choose_precision, \
-    classification_loss, latency, load, machine
+from der import CHUNK, ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, \
+    choose_precision, classification_loss, latency, load, machine
 
 
 class SettingsError(Exception):
@@ -64,9 +64,11 @@ class Settings:
     validation: float = setting(0.0, "test on this share of the training images, held out, to choose settings", least=0,
                                 below=1)
     profile: str = setting("fast", "preset of the settings", choices=("paper", "fast", "demo"))
-    out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL, of other data than CIFAR-100 runs/DATA/PROTOCOL")
+    out: str = setting("", "run folder; empty = runs/PROFILE/PROTOCOL, of other data than CIFAR-100 "
+                       "runs/DATA-PROFILE/PROTOCOL")
     restart: bool = setting(False, "start over, whatever the run folder holds")
     evaluate: str = setting("", "a run folder: train nothing, test its model again and print its table")
+    # From 2^24 on, the seeds of Run.generator repeat: torch takes 32 bits of them.
     seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**24)
     device: str = setting("auto", "device; auto = cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
@@ -597,7 +599,7 @@ def open_run(s: Settings) -> Run:
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
     protocol = f"B{s.base}-Inc{s.increment}"
-    s.out = s.out or f"runs/{s.profile if data.name == 'CIFAR-100' else Path(data.name).stem}/{protocol}"
+    s.out = s.out or f"runs/{'' if data.name == 'CIFAR-100' else Path(data.name).stem + '-'}{s.profile}/{protocol}"
     folder = RunFolder(s.out, writes=rank() == 0)
     if s.precision == "auto" and not s.restart:  # a run goes on as it began, also on another machine
         s.precision = folder.read("config.json").get("precision", "auto")

@@ -3,8 +3,8 @@
     python plots/figure_pruning.py FOLDER [--out DIR]
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is one
-with a pruned run: if there is such a one, with a run that is not pruned beside it; of several, that with the most steps
-done. Without a pruned run nothing is drawn.
+that has a pruned run, if possible with one beside it that is not; among several, the one with the most steps done.
+Without a pruned run nothing is drawn.
 """
 import matplotlib.pyplot as plt
 

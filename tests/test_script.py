@@ -72,8 +72,9 @@ def drawn(tmp_path):
 
 
 def test_figures_of_what_was_run_here_else_of_what_is_published(call, tmp_path):
+    (tmp_path / "runs" / "fast" / "B0-Inc10").mkdir(parents=True)  # begun, without results
     for name in ("plots/measured/B0-Inc10", "runs/fast/B0-Inc10"):
-        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "results.json").touch()
         assert call("figures")[:2] == (0, "") and drawn(tmp_path) == [name.rsplit("/", 1)[0]]
 

@@ -28,7 +28,7 @@ def log_of(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("source, folder", [("synthetic", "synthetic/B0-Inc2"), ("tiny", "tiny/B0-Inc2")])
+@pytest.mark.parametrize("source, folder", [("synthetic", "synthetic-demo/B0-Inc2"), ("tiny", "tiny-demo/B0-Inc2")])
 def test_a_run_of_other_data_is_not_put_beside_those_of_cifar100(source, folder, flags, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     s = settings(*flags[:-2], "--data", tiny if source == "tiny" else source)
