@@ -115,9 +115,7 @@ def kept(extractor: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compact(extractor: nn.Module) -> nn.Module:
-    """Make the masks that `attach` gave it binary; returns a plain, smaller network, without a mask, that computes the
-    same.
-    """
+    """Make the masks from `attach` binary; returns a plain, smaller network, without masks, that computes the same."""
     set_masks(extractor, math.inf)
     small, keep = copy.deepcopy(extractor), kept(extractor)
     del small.masks

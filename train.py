@@ -170,15 +170,15 @@ def check_settings(s: Settings) -> None:
     if s.prune and not s.expansion:
         raise SettingsError("--prune and --no-expansion: pruning is for extractors that are frozen; leave one out")
     shortest = min(s.epochs, (s.base_epochs if s.base else s.first_epochs) or s.epochs)
-    for flag, epochs, warmup, milestones in (("", s.epochs, s.warmup, s.milestones),
-                                             ("first-", 0 if s.base else s.first_epochs, s.warmup, s.milestones),
-                                             ("base-", s.base_epochs if s.base else 0, 0, s.base_milestones)):
-        if s.schedule == "steps" and 0 < epochs <= warmup:
+    first = ("base-epochs", s.base_epochs, 0, "base-milestones", s.base_milestones) if s.base else (
+        "first-epochs", s.first_epochs, s.warmup, "milestones", s.milestones)
+    every = ("epochs", s.epochs, s.warmup, "milestones", s.milestones)
+    for flag, epochs, warmup, other, milestones in (every, first) if s.schedule == "steps" else ():
+        if 0 < epochs <= warmup:
             raise SettingsError(f"--warmup {warmup} leaves nothing of {epochs} epochs: lower it")
-        if s.schedule == "steps" and milestones and 0 < epochs <= warmup + min(milestones):
-            raise SettingsError(f"--{flag}epochs {epochs}: the learning rate would never fall, for the first of its "
-                                f"milestones is epoch {warmup + min(milestones)}; give "
-                                f"--{flag.replace('first-', '')}milestones too")
+        if milestones and 0 < epochs <= warmup + min(milestones):
+            raise SettingsError(f"--{flag} {epochs}: the learning rate would never fall, for the first of its "
+                                f"milestones is epoch {warmup + min(milestones)}; give --{other} too")
     if s.prune and int(s.mask_share * shortest) < 1:
         raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise it")
 
@@ -331,7 +331,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         scheduler.load_state_dict(training["scheduler"])
 
     def loss(whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 2 over a batch (places in samples) -> L, and its terms by name before they are weighed."""
+        """Eq. 2 over a batch, whole [B] (places in samples) -> L, and its terms by name before they are weighed."""
         batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
         weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
         index = samples[batch]

@@ -20,7 +20,7 @@ TRAIN = str(Path(train.__file__))
 
 
 def start(flags):
-    """train.py in a process of its own, which SIGINT reaches though the tests run in the background, where it does not."""
+    """train.py in a process of its own. SIGINT reaches it also where the tests are in the background and ignore it."""
     return subprocess.Popen([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 

@@ -1,4 +1,5 @@
 """train.py: the schedules, the protocol's rules about data, the metrics, repeatability, small runs that must learn."""
+import dataclasses
 import json
 import subprocess
 import sys
@@ -28,10 +29,12 @@ def log_of(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("source, folder", [("synthetic", "synthetic-demo/B0-Inc2"), ("tiny", "tiny-demo/B0-Inc2")])
-def test_a_run_of_other_data_is_not_put_beside_those_of_cifar100(source, folder, flags, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, folder", [("CIFAR-100", "demo/B0-Inc2"), ("synthetic", "synthetic-demo/B0-Inc2"),
+                                          ("flowers.npz", "flowers-demo/B0-Inc2")])
+def test_a_run_of_other_data_is_not_put_beside_those_of_cifar100(name, folder, flags, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    s = settings(*flags[:-2], "--data", tiny if source == "tiny" else source)
+    monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(data.from_npz(tiny), name=name))
+    s = settings(*flags[:-2])
     train.open_run(s).folder.release()
     assert s.out == f"runs/{folder}" and (tmp_path / s.out / "config.json").exists()
 
