@@ -41,14 +41,17 @@ def panel(ax, key, label, scale, groups):
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def kept_panel(ax, group):
-    """The share of channels kept over the steps, in the mean of each stage's masks: do they go bad?"""
+def kept_panel(ax, groups):
+    """The first pruned group's share of channels kept, in the mean of each stage's masks: do they go bad?"""
+    group, *more = [group for group in groups if group.method == common.DER_PRUNED]
     kept, seen = group.first.results.get("kept", []), group.first.results["classes_seen"]
     for stage, marker in enumerate("osD^"):
         shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
         ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
                 color=plt.get_cmap("viridis")(stage / 3.5), label=f"stage {stage + 1}")
     ax.set(xlabel="classes seen", ylabel="channels kept (%)", ylim=(0, 104))
+    if more:
+        ax.set_title(", ".join(group.variant), fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -72,7 +75,7 @@ def draw(runs, out):
     fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)
     for ax, (key, label, scale) in zip(axes.flat, PANELS):
         panel(ax, key, label, scale, groups)
-    kept_panel(axes[1, 1], next(group for group in groups if group.method == common.DER_PRUNED))
+    kept_panel(axes[1, 1], groups)
     common.finish(fig, common.caption(groups), out, "figure_pruning")
     common.write_text(out / "table_pruning.md", table(groups))
 

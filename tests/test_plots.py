@@ -73,6 +73,21 @@ def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp
     assert "ours: DER |" in table and "ours: DER, pruned |" in table and "| 30 |" in table and "| 5 |" not in table
 
 
+def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import figure_pruning
+    import runs
+    for share in (0.8, 0.6):
+        make_run(tmp_path / f"{share}", pruned=True, kept=[{f"stage{i}": share for i in range(4)}] * 3)
+        path = tmp_path / f"{share}" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sparsity": share}))
+        groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+        ax = figure_pruning.plt.figure().subplots()
+        figure_pruning.kept_panel(ax, groups)
+        assert ax.get_title() == ("sparsity 0.6" if len(groups) > 1 else "")
+        assert list(ax.lines[0].get_ydata()) == [100 * share] * 3
+
+
 def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(PLOTS))
     import figure_tradeoff
