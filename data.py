@@ -83,16 +83,16 @@ def herding(features: Tensor, m: int) -> Tensor:
 
     features [N, D] of one class -> LongTensor [min(m, N)], in order of choice: a smaller m gives a prefix.
     """
-    f = F.normalize(features.cpu().double(), dim=1)  # double: ties and their order do not depend on rounding
+    f = F.normalize(features.double(), dim=1)  # double: ties and their order do not depend on rounding
     mean, picked_sum = f.mean(0), torch.zeros_like(f[0])
-    free = torch.ones(len(f), dtype=torch.bool)
+    free = torch.ones(len(f), dtype=torch.bool, device=f.device)
     order = []
     for k in range(1, min(m, len(f)) + 1):
         distance = (mean - (picked_sum + f) / k).norm(dim=1).masked_fill(~free, math.inf)  # [N]
-        best = distance.argmin()
+        best = int(distance.argmin())
         free[best] = False
         picked_sum += f[best]
-        order.append(int(best))
+        order.append(best)
     return torch.tensor(order, dtype=torch.long)
 
 

@@ -33,7 +33,8 @@ import prune
 # numbers: the BatchNorm behind the first convolution takes care of the rest.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
-CHUNK = 128  # images at a time where nothing is trained: their activations fit a CPU's cache, those of 500 do not
+# Images at a time where nothing is trained: on a CPU, as many as its cache has room for (not for 500).
+CHUNK = {"cpu": 128, "cuda": 512}
 
 
 class DeviceError(Exception):
@@ -307,7 +308,7 @@ class Supernet(nn.Module):
         return self.classifier(features), self.auxiliary(newest), features
 
     @torch.no_grad()
-    def predict(self, images: Tensor | np.ndarray, size: int = CHUNK) -> tuple[list[str], Tensor]:
+    def predict(self, images: Tensor | np.ndarray) -> tuple[list[str], Tensor]:
         """Classify images uint8 [N, H, W, 3] -> N class names, and probabilities [N, classes] on the CPU.
 
         The columns of the probabilities are in the order of class_names.
@@ -316,7 +317,8 @@ class Supernet(nn.Module):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"predict takes uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         self.eval()
-        scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in images.split(size))
+        parts = images.split(CHUNK[self.mean.device.type])
+        scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in parts)
         probabilities = torch.cat([self(part)[0].softmax(1).cpu() for part in scaled])
         return [self.class_names[index] for index in probabilities.argmax(1)], probabilities
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Mask(nn.Module):
-    """The mask of some channels: m = sigmoid(s e) in (0, 1), 1 = kept."""
+    """The mask of some channels, by its e: m = sigmoid(s e) in (0, 1), 1 = kept."""
 
     def __init__(self, channels: int, initial: float, device: torch.device):
         super().__init__()
@@ -25,17 +25,16 @@ class Mask(nn.Module):
         """The channels that the binary mask keeps, bool [channels]: m > 0.5, and never none."""
         return (self.e > 0).index_fill(0, self.e.argmax(), True)
 
-    def forward(self, s: float) -> Tensor:
-        """m [channels] at slope s, float32; s = inf: binary."""
-        if s == math.inf:
-            return self.kept().float()
-        # In double precision, and from the side on which the sigmoid is small: its slope must not be rounded to nothing
-        # before it is compensated (in float32 it is where s e is above 17).
-        e = self.e.double()
-        if e.requires_grad:
-            fixed = e.detach()  # a hook that held e itself would keep it alive for ever
-            e.register_hook(lambda grad: compensate(grad, fixed, s))
-        return torch.where(e > 0, 1 - torch.sigmoid(-s * e), torch.sigmoid(s * e)).float()
+
+def annealed(e: Tensor, s: float | Tensor) -> Tensor:
+    """m = sigmoid(s e) [channels] at slope s, float32, whose gradient is compensated."""
+    # In double precision, and from the side on which the sigmoid is small: its slope must not be rounded to nothing
+    # before it is compensated (in float32 it is where s e is above 17).
+    e = e.double()
+    if e.requires_grad:
+        fixed = e.detach()  # a hook that held e itself would keep it alive for ever
+        e.register_hook(lambda grad: compensate(grad, fixed, s))
+    return torch.where(e > 0, 1 - torch.sigmoid(-s * e), torch.sigmoid(s * e)).float()
 
 
 def anneal(b: int, B: int, s_max: float) -> float:
@@ -45,15 +44,15 @@ def anneal(b: int, B: int, s_max: float) -> float:
     return 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1)
 
 
-def compensate(grad: Tensor, e: Tensor, s: float) -> Tensor:
+def compensate(grad: Tensor, e: Tensor, s: float | Tensor) -> Tensor:
     """The gradient of e without the slope that s gives the sigmoid (HAT, Serra et al. 2018), finite for any e and s.
 
     g' = g sigma'(e) / (s sigma'(s e)), sigma'(x) = sigma(x) (1 - sigma(x)); the quotient is taken of logarithms.
     """
     def log_slope(x: Tensor) -> Tensor:
         return -x.abs() - 2 * torch.log1p(torch.exp(-x.abs()))
-    e = e.double()
-    log_factor = log_slope(e) - math.log(s) - log_slope(s * e)
+    e, s = e.double(), torch.as_tensor(s, dtype=torch.double)
+    log_factor = log_slope(e) - s.log() - log_slope(s * e)
     return (grad.double() * log_factor.clamp(max=700).exp()).clamp(-1e30, 1e30).to(grad.dtype)
 
 
@@ -83,13 +82,18 @@ def attach(extractor: nn.Module, initial: float) -> None:
     set_masks(extractor, 1.0)
 
 
-def set_masks(extractor: nn.Module, s: float) -> None:
+def set_masks(extractor: nn.Module, s: float | Tensor) -> None:
     """Multiply onto what each (batch-normalised) convolution gives its mask at slope s; s = inf: the binary one.
 
-    A mask is computed once for all who share it, and works by way of BatchNorm's weight and bias: that costs next to
-    nothing.
+    A mask is computed once for all who share it, all at once, and works by way of BatchNorm's weight and bias: that
+    costs next to nothing.
     """
-    values = {name: mask(s) for name, mask in extractor.masks.items()}
+    names, masks = extractor.masks.keys(), extractor.masks.values()
+    if isinstance(s, float) and s == math.inf:
+        values = [mask.kept().float() for mask in masks]
+    else:
+        values = annealed(torch.cat([mask.e for mask in masks]), s).split([len(mask.e) for mask in masks])
+    values = dict(zip(names, values))
     for _, (_, norm), _, mask in layers(extractor):
         norm.scale = values[mask]
 

@@ -7,7 +7,6 @@ The same command goes on where it was stopped. Read `learn` first: it is the pro
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import operator
@@ -286,22 +285,64 @@ def learn(r: Run, training: dict) -> dict:
     return r.results
 
 
-def train_epoch(parts, loss, optimizer, scheduler: LRScheduler, tick) -> dict[str, float]:
-    """One pass, of either stage. parts: indices, batch by batch; loss(batch) -> total, its terms by name.
+class Passes:
+    """The forward and the backward pass of a batch. On a GPU they are recorded and replayed, as a CUDA graph.
+
+    They are some hundred kernels of some microseconds each, which Python cannot start as fast as a GPU runs them. Each
+    shape of the inputs, and each value of those that are no tensors, has a graph of its own. What loss reads beside its
+    inputs must stay where it is in memory: make another Passes where it does not.
+    """
+
+    def __init__(self, loss, optimizer: torch.optim.Optimizer):
+        self.loss, self.optimizer, self.calls, self.graphs = loss, optimizer, {}, {}
+
+    def __call__(self, *inputs) -> dict[str, Tensor]:
+        """loss(*inputs) -> total, its terms by name. Leaves total's gradients in the parameters, returns the terms."""
+        key = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        self.optimizer.zero_grad()
+        if dist.is_initialized() or inputs[0].device.type != "cuda" or self.calls[key] <= 3:  # those warm up
+            return self.run(*inputs)
+        graph, places, terms, gradients = self.graphs.get(key) or self.record(key, inputs)
+        for place, value in zip(places, inputs):
+            if isinstance(value, Tensor):
+                place.copy_(value)
+        graph.replay()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return terms
+
+    def run(self, *inputs) -> dict[str, Tensor]:
+        """Both passes, here and now."""
+        total, terms = self.loss(*inputs)
+        total.backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def record(self, key: tuple, inputs: tuple) -> tuple:
+        """The graph, and the tensors that it reads and writes: inputs, terms, gradients."""
+        graph, places = torch.cuda.CUDAGraph(), [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            terms = self.run(*places)
+        trained = (p for group in self.optimizer.param_groups for p in group["params"])
+        self.graphs[key] = graph, places, terms, [(p, p.grad) for p in trained if p.grad is not None]
+        return self.graphs[key]
+
+
+def train_epoch(parts, passes, optimizer, scheduler: LRScheduler, tick) -> dict[str, float]:
+    """One pass over the data, of either stage. parts: indices, batch by batch; passes(batch) -> the loss's terms by
+    name, and leaves gradients.
 
     Returns the mean of each term.
     """
     sums: dict[str, Tensor] = {}
     by_batch = isinstance(scheduler, OneCycleLR)
     for batch in parts:
-        total, terms = loss(batch)
-        optimizer.zero_grad()
-        total.backward()
+        terms = passes(batch)
         optimizer.step()
         if by_batch:
             scheduler.step()
         for name, value in terms.items():  # summed on the device: nothing here waits for it
-            sums[name] = sums.get(name, 0) + value.detach()
+            sums[name] = sums.get(name, 0) + value
         tick(len(batch))
     if not by_batch:
         scheduler.step()
@@ -330,16 +371,17 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         optimizer.load_state_dict(training["optimizer"])
         scheduler.load_state_dict(training["scheduler"])
 
-    def loss(whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 2 over a batch, whole [B] (places in samples) -> L, and its terms by name before they are weighed."""
-        batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
-        weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
-        index = samples[batch]
+    def loss(index: Tensor, draw: Tensor, before: Tensor | None, slope: Tensor | None,
+             weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 2 over a batch -> L, and its terms by name before they are weighed.
+
+        index [B]: training images; draw [4, B]: their augmentation; before [B, D]: its features in the frozen
+        extractors; slope: of the masks; weight: of this process's share of the batch.
+        """
         labels = r.data.train_labels[index]
         if net.masked():
-            prune.set_masks(net.extractors[-1], prune.anneal(next(number), len(parts), s.s_max))
-        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw[:, batch]),
-                                      old[view][batch] if old else None)
+            prune.set_masks(net.extractors[-1], slope)
+        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw), before)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
@@ -349,6 +391,14 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         total = sum(weights[name] * term for name, term in terms.items())
         return weight * total, {name: weight * term for name, term in terms.items()}
 
+    def both(whole: Tensor) -> dict[str, Tensor]:
+        """Both passes of a batch, whole [B] (places in samples) -> the loss's terms."""
+        batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
+        weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
+        return passes(samples[batch], draw[:, batch], old[view][batch] if old else None,
+                      next(slopes) if net.masked() else None, weight)
+
+    passes = Passes(loss, optimizer)
     for epoch in range(r.epoch, epochs):
         generator, lr = r.generator(1, epoch), scheduler.get_last_lr()[0]
         if s.schedule == "steps" and not is_base and epoch == s.warmup > 0:
@@ -356,14 +406,16 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             net.classifier.reset_parameters()
             net.auxiliary.reset_parameters()
         if net.masked() and epoch >= int(s.mask_share * epochs):  # what is left heals while it is trained on
-            model = compact(net, optimizer, s)
+            model, passes = compact(net, optimizer, s), Passes(loss, optimizer)
         view = epoch % views
         draw = torch.rand(4, len(samples), generator=r.generator(3, view)).to(r.device)
         if net.folded and view not in old:
             old = (old if s.views else {}) | {view: extract(r, samples, draw, last=-1)}
         net.train()
-        parts, number = batches(len(samples), s.batch, generator, r.device), itertools.count(1)
-        terms = train_epoch(parts, loss, optimizer, scheduler, progress.tick)
+        parts = batches(len(samples), s.batch, generator, r.device)
+        slopes = iter(torch.tensor([prune.anneal(b, len(parts), s.s_max) for b in range(1, len(parts) + 1)],
+                                   dtype=torch.double, device=r.device))
+        terms = train_epoch(parts, both, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
         # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
@@ -418,15 +470,15 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
     optimizer = torch.optim.SGD(net.classifier.parameters(), s.head_lr, s.momentum, weight_decay=s.weight_decay)
     scheduler = MultiStepLR(optimizer, s.head_milestones)
 
-    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = net.classifier(views[epoch % len(views)][batch])
-        value = classification_loss(logits / s.temperature, labels[batch])
+    def loss(features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value = classification_loss(net.classifier(features) / s.temperature, labels)
         return value, {"classification": value}
 
+    passes = Passes(loss, optimizer)
     for epoch in range(s.head_epochs):
-        lr = scheduler.get_last_lr()[0]
-        terms = train_epoch(batches(len(samples), s.head_batch, generator, r.device), loss, optimizer, scheduler,
-                            progress.tick)
+        lr, features = scheduler.get_last_lr()[0], views[epoch % len(views)]
+        terms = train_epoch(batches(len(samples), s.head_batch, generator, r.device),
+                            lambda batch: passes(features[batch], labels[batch]), optimizer, scheduler, progress.tick)
         progress.epoch(2, epoch + 1, s.head_epochs, lr, terms)
     if dist.is_initialized():
         dist.broadcast(net.classifier.weight.data, 0)
@@ -435,7 +487,7 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
 # --------------------------------------------------------------------------------------------- features, evaluation
 
 @torch.no_grad()
-def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None, size: int = CHUNK) -> Tensor:
+def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None) -> Tensor:
     """Super-features [N, D] of training images (indices) in test mode; of augmented ones where draw [4, N] is given.
 
     last: of the extractors before this index alone. Of several processes, each computes its share.
@@ -443,7 +495,7 @@ def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | Non
     r.supernet.eval()
     count, chunks = math.ceil(len(samples) / world_size()), []
     mine = torch.arange(rank() * count, (rank() + 1) * count) % len(samples)
-    for part in mine.split(size):
+    for part in mine.split(CHUNK[r.device.type]):
         images = r.data.train_images[samples[part].to(r.device)]
         images = to_float(images) if draw is None else augment(images, draw[:, part])
         chunks.append(r.supernet.features(images, last=last))
@@ -471,7 +523,7 @@ def evaluate(s: Settings) -> dict:
 
 
 @torch.no_grad()
-def test(r: Run, size: int = CHUNK) -> tuple[float, list[float]]:
+def test(r: Run) -> tuple[float, list[float]]:
     """Top-1 (%) over the test images of all classes seen, and over those of each step's classes.
 
     A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes).
@@ -485,7 +537,7 @@ def test(r: Run, size: int = CHUNK) -> tuple[float, list[float]]:
         for branch, key in enumerate(keys):
             if key not in r.test_features:
                 r.test_features[key] = torch.cat([r.supernet.branch(branch, to_float(r.data.test_images[part]))
-                                                  for part in index.split(size)])
+                                                  for part in index.split(CHUNK[r.device.type])])
         logits = r.supernet.classifier(torch.cat([r.test_features[key] for key in keys], dim=1))
         correct.append(logits.argmax(1) == r.data.test_labels[index])
     return percent(torch.cat(correct)), [percent(c) for c in correct]
@@ -587,7 +639,9 @@ def open_run(s: Settings) -> Run:
     if s.batch < 4 * world_size() and world_size() > 1:  # batches are of nearly equal size: at least half of --batch
         raise SettingsError(f"--batch {s.batch} is too small to be shared by {world_size()} processes: give at least "
                             f"{4 * world_size()}")
-    torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.set_stream(torch.cuda.Stream())  # none can be recorded on the default one
     if rank() > 0:
         dist.barrier()  # until the first process has the data: it may be downloading them
     data = sources.load(s.data, s.root)

@@ -24,6 +24,7 @@ import der  # noqa: E402
 import train  # noqa: E402
 
 CLASSES = 5  # of a step
+CHUNK = der.CHUNK["cpu"]  # images at a time where nothing is trained
 VIEWS, REUSE = 10, 3  # of an image in profile fast, and the epochs that use each: 30 in all
 SAMPLES = 2500 + 2000  # of a step of CIFAR-100's B0-Inc5: new images and exemplars
 
@@ -125,7 +126,7 @@ def overhead(width, batch, t, rounds):
     r, samples = make_run(width, batch, t, rounds), torch.arange(rounds * batch)
     net = make_run(width, batch, t, 1).supernet.train()
     images = torch.rand(batch, 3, 32, 32, device=r.device).contiguous(memory_format=torch.channels_last)
-    chunk = images[torch.arange(train.CHUNK) % batch]  # frozen extractors see as many at a time, whatever the batch
+    chunk = images[torch.arange(CHUNK) % batch]  # frozen extractors see as many at a time, whatever the batch
     labels = torch.randint(0, CLASSES * t, (batch,), device=r.device)
     optimizer = torch.optim.SGD(train.groups(net, r.settings), 0.1, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
 
@@ -148,10 +149,10 @@ def overhead(width, batch, t, rounds):
     new = [statistics.median(times) / batch for times in zip(*pairs.times)]
     frozen = [0.0, 0.0]
     if t > 1:
-        draw, part = torch.rand(4, train.CHUNK), torch.arange(train.CHUNK) % len(samples)
+        draw, part = torch.rand(4, CHUNK), torch.arange(CHUNK) % len(samples)
         times = [(seconds(lambda: train.extract(r, part, draw, last=-1)), seconds(frozen_features))
                  for _ in range(rounds + 1)]
-        frozen = [statistics.median(column) / train.CHUNK for column in zip(*times[1:])]  # the first warms up
+        frozen = [statistics.median(column) / CHUNK for column in zip(*times[1:])]  # the first warms up
     return [1000 * (a + b) for a, b in zip(new, frozen)]
 
 

@@ -92,12 +92,12 @@ def test_a_masks_gradient_does_not_depend_on_s():
     for e in (-1.7, -0.7, -0.1, 0.0, 0.1, 0.5, 1.7):
         for s in (1 / 400, 1.0, 20.0, 400.0):
             mask = prune.Mask(1, e, torch.device("cpu"))
-            (3 * mask(s)).sum().backward()
+            (3 * prune.annealed(mask.e, s)).sum().backward()
             sigma = 1 / (1 + math.exp(-e))
             assert mask.e.grad.item() == pytest.approx(3 * sigma * (1 - sigma), rel=1e-5)
     for e in (-100.0, 100.0):
         mask = prune.Mask(1, e, torch.device("cpu"))
-        mask(400.0).sum().backward()
+        prune.annealed(mask.e, 400.0).sum().backward()
         assert torch.isfinite(mask.e.grad).all()
 
 
@@ -157,10 +157,10 @@ def test_a_mask_multiplies_what_batch_norm_gives():
     for training in (True, False):
         norm.train(training)
         plain = copy.deepcopy(norm)
-        norm.scale, mask.e.grad = mask(2.0), None
+        norm.scale, mask.e.grad = prune.annealed(mask.e, 2.0), None
         (norm(x) * weights).sum().backward()
         grad, mask.e.grad = mask.e.grad.clone(), None
-        expected = plain(x) * mask(2.0)[:, None, None]
+        expected = plain(x) * prune.annealed(mask.e, 2.0)[:, None, None]
         (expected * weights).sum().backward()
         assert torch.allclose(norm(x), expected, atol=1e-6) and torch.allclose(grad, mask.e.grad, atol=1e-4)
         norm.scale = None
