@@ -33,8 +33,6 @@ import prune
 # numbers: the BatchNorm behind the first convolution takes care of the rest.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
-# Images at a time where nothing is trained: on a CPU, as many as its cache has room for (not for 500).
-CHUNK = {"cpu": 128, "cuda": 512}
 
 
 class DeviceError(Exception):
@@ -57,6 +55,15 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or (
         device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0))
     return torch.bfloat16 if native else torch.float32
+
+
+def chunk(images: Tensor, device: torch.device) -> int:
+    """How many of these images [N, H, W, 3] pass at a time where nothing is trained.
+
+    128 of CIFAR's size on a CPU, whose cache holds their activations, not those of 500; 512 on a GPU, which wants work.
+    """
+    _, height, width, _ = images.shape
+    return max(1, (128 if device.type == "cpu" else 512) * 32 * 32 // (height * width))
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
@@ -317,7 +324,7 @@ class Supernet(nn.Module):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"predict takes uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         self.eval()
-        parts = images.split(CHUNK[self.mean.device.type])
+        parts = images.split(chunk(images, self.mean.device))
         scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in parts)
         probabilities = torch.cat([self(part)[0].softmax(1).cpu() for part in scaled])
         return [self.class_names[index] for index in probabilities.argmax(1)], probabilities

@@ -89,7 +89,7 @@ def set_masks(extractor: nn.Module, s: float | Tensor) -> None:
     costs next to nothing.
     """
     names, masks = extractor.masks.keys(), extractor.masks.values()
-    if isinstance(s, float) and s == math.inf:
+    if isinstance(s, float) and s == math.inf:  # a tensor is not compared: that would wait for the device
         values = [mask.kept().float() for mask in masks]
     else:
         values = annealed(torch.cat([mask.e for mask in masks]), s).split([len(mask.e) for mask in masks])

@@ -29,8 +29,8 @@ import data as sources
 import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
-from der import CHUNK, ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, \
-    choose_precision, classification_loss, latency, load, machine
+from der import ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, \
+    choose_precision, chunk, classification_loss, latency, load, machine
 
 
 class SettingsError(Exception):
@@ -285,59 +285,15 @@ def learn(r: Run, training: dict) -> dict:
     return r.results
 
 
-class Passes:
-    """The forward and the backward pass of a batch. On a GPU they are recorded and replayed, as a CUDA graph.
+def train_epoch(parts, gradients, optimizer, scheduler: LRScheduler, tick) -> dict[str, float]:
+    """One epoch, of either stage. parts: indices, batch by batch.
 
-    They are some hundred kernels of some microseconds each, which Python cannot start as fast as a GPU runs them. Each
-    shape of the inputs, and each value of those that are no tensors, has a graph of its own. What loss reads beside its
-    inputs must stay where it is in memory: make another Passes where it does not.
-    """
-
-    def __init__(self, loss, optimizer: torch.optim.Optimizer):
-        self.loss, self.optimizer, self.calls, self.graphs = loss, optimizer, {}, {}
-
-    def __call__(self, *inputs) -> dict[str, Tensor]:
-        """loss(*inputs) -> total, its terms by name. Leaves total's gradients in the parameters, returns the terms."""
-        key = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
-        self.calls[key] = self.calls.get(key, 0) + 1
-        self.optimizer.zero_grad()
-        if dist.is_initialized() or inputs[0].device.type != "cuda" or self.calls[key] <= 3:  # those warm up
-            return self.run(*inputs)
-        graph, places, terms, gradients = self.graphs.get(key) or self.record(key, inputs)
-        for place, value in zip(places, inputs):
-            if isinstance(value, Tensor):
-                place.copy_(value)
-        graph.replay()
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        return terms
-
-    def run(self, *inputs) -> dict[str, Tensor]:
-        """Both passes, here and now."""
-        total, terms = self.loss(*inputs)
-        total.backward()
-        return {name: term.detach() for name, term in terms.items()}
-
-    def record(self, key: tuple, inputs: tuple) -> tuple:
-        """The graph, and the tensors that it reads and writes: inputs, terms, gradients."""
-        graph, places = torch.cuda.CUDAGraph(), [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            terms = self.run(*places)
-        trained = (p for group in self.optimizer.param_groups for p in group["params"])
-        self.graphs[key] = graph, places, terms, [(p, p.grad) for p in trained if p.grad is not None]
-        return self.graphs[key]
-
-
-def train_epoch(parts, passes, optimizer, scheduler: LRScheduler, tick) -> dict[str, float]:
-    """One pass over the data, of either stage. parts: indices, batch by batch; passes(batch) -> the loss's terms by
-    name, and leaves gradients.
-
-    Returns the mean of each term.
+    gradients(batch): the forward and the backward pass (`Passes`) -> the loss's terms by name. Returns their means.
     """
     sums: dict[str, Tensor] = {}
     by_batch = isinstance(scheduler, OneCycleLR)
     for batch in parts:
-        terms = passes(batch)
+        terms = gradients(batch)  # these too are made anew for each batch: nothing is left of the last one's
         optimizer.step()
         if by_batch:
             scheduler.step()
@@ -351,6 +307,59 @@ def train_epoch(parts, passes, optimizer, scheduler: LRScheduler, tick) -> dict[
         dist.all_reduce(means)
         means /= world_size()
     return dict(zip(sums, means.tolist()))
+
+
+# ------------------------------------------------------------------------------------ both passes, recorded on a GPU
+
+class Passes:
+    """The forward and the backward pass of a batch. On a GPU they are recorded as a CUDA graph and replayed.
+
+    They are some hundred kernels of some microseconds each, which Python cannot start as fast as a GPU runs them. Each
+    shape of the inputs, and each value of those that are no tensors, has a graph of its own. What the loss reads beside
+    its inputs must stay where it is in memory: where it does not, make another Passes.
+    """
+
+    WARM_UP = 3  # calls before a recording, in which libraries may not be set up nor convolutions timed
+
+    def __init__(self, loss, optimizer: torch.optim.Optimizer):
+        """loss(*inputs) -> total, its terms by name."""
+        self.loss, self.optimizer, self.calls, self.graphs = loss, optimizer, {}, {}
+
+    def __call__(self, *inputs) -> dict[str, Tensor]:
+        """Leaves total's gradients in the optimiser's parameters; returns the terms.
+
+        On a GPU both are there until the next call writes over them.
+        """
+        key = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        self.optimizer.zero_grad()
+        if inputs[0].device.type != "cuda" or self.calls[key] <= self.WARM_UP:
+            return self.direct(*inputs)
+        if dist.is_initialized():  # what processes send each other is not recorded
+            return self.direct(*inputs)
+        graph, places, terms, gradients = self.graphs.get(key) or self.capture(key, inputs)
+        for place, value in zip(places, inputs):
+            if isinstance(value, Tensor):
+                place.copy_(value)
+        graph.replay()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return terms
+
+    def direct(self, *inputs) -> dict[str, Tensor]:
+        """Both passes, kernel by kernel."""
+        total, terms = self.loss(*inputs)
+        total.backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def capture(self, key: tuple, inputs: tuple) -> tuple:
+        """The graph, and the tensors that it reads and writes: inputs, terms, gradients. Nothing is computed yet."""
+        graph, places = torch.cuda.CUDAGraph(), [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            terms = self.direct(*places)
+        trained = (p for group in self.optimizer.param_groups for p in group["params"])
+        self.graphs[key] = graph, places, terms, [(p, p.grad) for p in trained if p.grad is not None]
+        return self.graphs[key]
 
 
 # ------------------------------------------------------------------------------------------ stage 1: representation
@@ -371,17 +380,17 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         optimizer.load_state_dict(training["optimizer"])
         scheduler.load_state_dict(training["scheduler"])
 
-    def loss(index: Tensor, draw: Tensor, before: Tensor | None, slope: Tensor | None,
+    def loss(index: Tensor, draw: Tensor, features: Tensor | None, slope: Tensor | None,
              weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 2 over a batch -> L, and its terms by name before they are weighed.
 
-        index [B]: training images; draw [4, B]: their augmentation; before [B, D]: its features in the frozen
-        extractors; slope: of the masks; weight: of this process's share of the batch.
+        index [B]: training images; draw [4, B]: their augmentation; features [B, D]: theirs in the frozen extractors;
+        slope: of the masks; weight: of this process's share of the batch.
         """
         labels = r.data.train_labels[index]
         if net.masked():
             prune.set_masks(net.extractors[-1], slope)
-        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw), before)
+        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw), features)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
@@ -391,7 +400,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         total = sum(weights[name] * term for name, term in terms.items())
         return weight * total, {name: weight * term for name, term in terms.items()}
 
-    def both(whole: Tensor) -> dict[str, Tensor]:
+    def gradients(whole: Tensor) -> dict[str, Tensor]:
         """Both passes of a batch, whole [B] (places in samples) -> the loss's terms."""
         batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
         weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
@@ -413,9 +422,10 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
             old = (old if s.views else {}) | {view: extract(r, samples, draw, last=-1)}
         net.train()
         parts = batches(len(samples), s.batch, generator, r.device)
-        slopes = iter(torch.tensor([prune.anneal(b, len(parts), s.s_max) for b in range(1, len(parts) + 1)],
-                                   dtype=torch.double, device=r.device))
-        terms = train_epoch(parts, both, optimizer, scheduler, progress.tick)
+        if net.masked():  # on the device before they are needed: nothing waits for a batch's
+            slopes = iter(torch.tensor([prune.anneal(b, len(parts), s.s_max) for b in range(1, len(parts) + 1)],
+                                       dtype=torch.double, device=r.device))
+        terms = train_epoch(parts, gradients, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
         # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
@@ -495,7 +505,7 @@ def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | Non
     r.supernet.eval()
     count, chunks = math.ceil(len(samples) / world_size()), []
     mine = torch.arange(rank() * count, (rank() + 1) * count) % len(samples)
-    for part in mine.split(CHUNK[r.device.type]):
+    for part in mine.split(chunk(r.data.train_images, r.device)):
         images = r.data.train_images[samples[part].to(r.device)]
         images = to_float(images) if draw is None else augment(images, draw[:, part])
         chunks.append(r.supernet.features(images, last=last))
@@ -529,7 +539,7 @@ def test(r: Run) -> tuple[float, list[float]]:
     A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes).
     """
     r.supernet.eval()
-    correct = []
+    correct, size = [], chunk(r.data.test_images, r.device)
     for task in range(r.step + 1):
         start = sum(r.increments[:task])
         index = members(r.data.test_labels, start, start + r.increments[task]).to(r.device)
@@ -537,7 +547,7 @@ def test(r: Run) -> tuple[float, list[float]]:
         for branch, key in enumerate(keys):
             if key not in r.test_features:
                 r.test_features[key] = torch.cat([r.supernet.branch(branch, to_float(r.data.test_images[part]))
-                                                  for part in index.split(CHUNK[r.device.type])])
+                                                  for part in index.split(size)])
         logits = r.supernet.classifier(torch.cat([r.test_features[key] for key in keys], dim=1))
         correct.append(logits.argmax(1) == r.data.test_labels[index])
     return percent(torch.cat(correct)), [percent(c) for c in correct]
@@ -641,7 +651,8 @@ def open_run(s: Settings) -> Run:
                             f"{4 * world_size()}")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.cuda.set_stream(torch.cuda.Stream())  # none can be recorded on the default one
+        # Passes are recorded on the stream on which they have warmed up, and that cannot be the default one.
+        torch.cuda.set_stream(torch.cuda.Stream())
     if rank() > 0:
         dist.barrier()  # until the first process has the data: it may be downloading them
     data = sources.load(s.data, s.root)

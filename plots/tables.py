@@ -106,8 +106,8 @@ def steps_table(protocol, groups, cifar):
     rows = [[seen] + [f"{values[i]:.2f}" if i < len(values) else "" for values in columns.values()]
             for i, seen in enumerate(longest.first.results["classes_seen"])]
     for steps in sorted({min(group.done for group in ours), longest.done}):
-        rows.append([f"mean of the first {steps}"] + [f"{np.mean(values[:steps]):.2f}" if len(values) >= steps else ""
-                                                      for values in columns.values()])
+        rows.append([f"mean of the first {steps}"] + [
+            f"{sum(values[:steps]) / steps:.2f}" if len(values) >= steps else "" for values in columns.values()])
     return markdown(["classes seen"] + list(columns), rows)
 
 

@@ -24,7 +24,7 @@ import der  # noqa: E402
 import train  # noqa: E402
 
 CLASSES = 5  # of a step
-CHUNK = der.CHUNK["cpu"]  # images at a time where nothing is trained
+CHUNK = der.chunk(torch.empty(0, 32, 32, 3), torch.device("cpu"))  # images at a time where nothing is trained
 VIEWS, REUSE = 10, 3  # of an image in profile fast, and the epochs that use each: 30 in all
 SAMPLES = 2500 + 2000  # of a step of CIFAR-100's B0-Inc5: new images and exemplars
 

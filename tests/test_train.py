@@ -10,6 +10,7 @@ import torch
 
 import data
 import der
+import prune
 import train
 
 
@@ -202,7 +203,7 @@ def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch
 
 def test_the_loss_is_eq_2(flags, monkeypatch):
     """Step 1: L_H. Later: L_H + L_Ha, on that step's labels and old classes; L_Ha can be left out. Masks add 7 L_s."""
-    totals, original = [], train.Passes.run
+    totals, original = [], train.Passes.direct
     seen, original_auxiliary = [], train.auxiliary_loss
 
     def watched(self, *inputs):
@@ -213,7 +214,7 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
         expected = sum(term.item() * (7 if name == "sparsity" else 1) for name, term in terms.items())
         totals.append((sorted(terms), whole[0][0].item() - expected))
         return terms
-    monkeypatch.setattr(train.Passes, "run", watched)
+    monkeypatch.setattr(train.Passes, "direct", watched)
     monkeypatch.setattr(train, "auxiliary_loss", lambda logits, labels, n_old, smoothing: seen.append(
         (logits.shape[1], n_old, int(labels.min()), int(labels.max()))) or original_auxiliary(
             logits, labels, n_old, smoothing))
@@ -232,16 +233,50 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
     assert all(abs(rest) < 1e-5 for _, rest in totals)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_passes_leave_what_a_loop_would(device):
+    """Gradients and terms of ten batches of two sizes, of masks at other slopes each time, to rounding."""
+    if device == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
+    net = der.Supernet(4, masks=0.1).to(device).expand(3)
+    slopes = torch.linspace(0.5, 50, 10, dtype=torch.double, device=device)
+
+    def loss(images, labels, slope):
+        prune.set_masks(net.extractors[-1], slope)
+        terms = {"classification": train.classification_loss(net(images)[0], labels),
+                 "sparsity": prune.sparsity_loss(net.extractors[-1])}
+        return terms["classification"] + 0.5 * terms["sparsity"], terms
+
+    passes = train.Passes(loss, torch.optim.SGD(net.parameters(), 0.1))
+    for number, slope in enumerate(slopes):
+        batch = 6 + number % 2
+        inputs = torch.rand(batch, 3, 12, 12, device=device), torch.randint(0, 3, (batch,), device=device), slope
+        terms = {name: term.clone() for name, term in passes(*inputs).items()}
+        got = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        net.zero_grad()
+        total, expected = loss(*inputs)
+        total.backward()
+        for name, term in expected.items():
+            assert torch.allclose(terms[name], term, rtol=1e-4, atol=1e-5)
+        assert got.keys() == {name for name, p in net.named_parameters() if p.grad is not None} and len(got) > 60
+        for name, p in net.named_parameters():
+            assert name not in got or torch.allclose(got[name], p.grad, rtol=1e-3, atol=1e-4)
+    assert len(passes.graphs) == (2 if device == "cuda" else 0)
+
+
+@GPU
 @pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--prune", "--epochs", "12")])
 def test_recorded_passes_are_the_passes(extra, flags, monkeypatch):
     """A run whose passes are CUDA graphs has the losses of one whose passes are not, up to rounding that grows."""
     flags = [*flags, "--device", "cuda", "--lr", "0.01", "--batch", "7", "--steps", "2", *extra]
-    recorded, original = [], train.Passes.record
-    monkeypatch.setattr(train.Passes, "record", lambda self, *a: recorded.append(a[0]) or original(self, *a))
+    recorded, original = [], train.Passes.capture
+    monkeypatch.setattr(train.Passes, "capture", lambda self, *a: recorded.append(a[0]) or original(self, *a))
     train.run(settings(*flags))
     assert len(recorded) >= 4  # two sizes of batch in stage 1, of each step
-    monkeypatch.setattr(train.Passes, "__call__", lambda self, *a: self.optimizer.zero_grad() or self.run(*a))
+    monkeypatch.setattr(train.Passes, "__call__", lambda self, *a: self.optimizer.zero_grad() or self.direct(*a))
     train.run(settings(*flags, "--out", flags[flags.index("--out") + 1] + "-plain"))
     graphs, plain = ([line for line in log_of(flags[flags.index("--out") + 1] + end) if line["step"] == 1]
                      for end in ("", "-plain"))
