@@ -148,7 +148,7 @@ def report(runs, groups, cifar, out):
     head = ["run", "protocol", "method", "settings", "order", "seed", "steps", "average", "last", "forgetting",
             "parameters, last", "parameters, mean", "ms per image", "time"]
     hours = duration(sum(sum(run.results["seconds"]) for run in runs))
-    parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)} Together {hours}.",
+    parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)} Their times add up to {hours}.",
              "## Runs", markdown(head, list(map(run_row, runs))), machines(runs),
              "## Table 1", table1(groups, cifar), footnotes(groups, cifar), "## Table 2", table2(groups, cifar)[0]]
     for protocol in dict.fromkeys(group.protocol for group in groups):
