@@ -216,6 +216,14 @@ def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     assert "epochs a step, 120 the first of B0, 60 the first of B50, order" in report
 
 
+def test_an_average_is_rounded_once(tmp_path, monkeypatch):
+    """results.json has 70.05 for 70.055: a figure with one decimal must not make 70.0 of it."""
+    monkeypatch.syspath_prepend(str(PLOTS))
+    import runs
+    make_run(tmp_path / "a", steps=2, done=2, accuracy=[70.05, 70.06], average=70.05)
+    assert f"{runs.load_run(tmp_path / 'a').results['average']:.1f}" == "70.1"
+
+
 def test_reference_numbers():
     curves = REFERENCE["paper"]["curves"]
     assert round(sum(curves["B0-Inc10"]["DER (w/o pruning)"]) / 10, 2) == 75.36
