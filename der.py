@@ -34,7 +34,6 @@ import prune
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-
 class DeviceError(Exception):
     """A device that is not there."""
 

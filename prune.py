@@ -27,7 +27,7 @@ class Mask(nn.Module):
 
 
 def annealed(e: Tensor, s: float | Tensor) -> Tensor:
-    """m = sigmoid(s e) [channels] at slope s, float32, whose gradient is compensated."""
+    """e [channels] -> m = sigmoid(s e) [channels] at slope s, float32, whose gradient is compensated."""
     # In double precision, and from the side on which the sigmoid is small: its slope must not be rounded to nothing
     # before it is compensated (in float32 it is where s e is above 17).
     e = e.double()

@@ -333,9 +333,8 @@ class Passes:
         key = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
         self.calls[key] = self.calls.get(key, 0) + 1
         self.optimizer.zero_grad()
-        if inputs[0].device.type != "cuda" or self.calls[key] <= self.WARM_UP:
-            return self.direct(*inputs)
-        if dist.is_initialized():  # what processes send each other is not recorded
+        records = inputs[0].device.type == "cuda" and not dist.is_initialized()  # nor what processes send each other
+        if not records or self.calls[key] <= self.WARM_UP:
             return self.direct(*inputs)
         graph, places, terms, gradients = self.graphs.get(key) or self.capture(key, inputs)
         for place, value in zip(places, inputs):
