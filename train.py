@@ -319,7 +319,7 @@ class Passes:
     its inputs must stay where it is in memory: where it does not, make another Passes.
     """
 
-    RECORDED_ON = "cuda"  # the type of device
+    RECORDED_ON = "cuda"  # type of the devices whose passes are recorded
     WARM_UP = 3  # calls before a recording, in which libraries may not be set up nor convolutions timed
 
     def __init__(self, loss, optimizer: torch.optim.Optimizer):
@@ -334,8 +334,8 @@ class Passes:
         key = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
         self.calls[key] = self.calls.get(key, 0) + 1
         self.optimizer.zero_grad()
-        on_device = inputs[0].device.type == self.RECORDED_ON
-        records = on_device and not dist.is_initialized()  # what processes send each other is not recorded
+        # What processes send each other is not recorded.
+        records = inputs[0].device.type == self.RECORDED_ON and not dist.is_initialized()
         if not records or self.calls[key] <= self.WARM_UP:
             return self.direct(*inputs)
         graph, places, terms, gradients = self.graphs.get(key) or self.capture(key, inputs)

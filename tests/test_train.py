@@ -259,22 +259,23 @@ class Graph(TorchDispatchMode):
                     place.copy_(value)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
-def recording(request, monkeypatch):
-    """The device whose passes are recorded: a GPU, and by the stand-in a CPU."""
+@pytest.fixture
+def device(request, monkeypatch):
+    """A device by its name; "recording cpu" records passes as a GPU does, by the stand-in."""
     if request.param == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-    else:
+    elif request.param == "recording cpu":
         monkeypatch.setattr(train.Passes, "RECORDED_ON", "cpu")
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    return request.param
+    return request.param.split()[-1]
 
 
-def test_passes_leave_what_a_loop_would(recording):
+@pytest.mark.parametrize("device, graphs", [("cpu", 0), ("recording cpu", 2), pytest.param("cuda", 2, marks=GPU)],
+                         indirect=["device"])
+def test_passes_leave_what_a_loop_would(device, graphs):
     """Gradients and terms of ten batches of two sizes, of masks at other slopes each time, to rounding."""
-    device = recording
     net = der.Supernet(4, masks=0.1).to(device).expand(3)
     slopes = torch.linspace(0.5, 50, 10, dtype=torch.double, device=device)
 
@@ -298,13 +299,14 @@ def test_passes_leave_what_a_loop_would(recording):
         assert got.keys() == {name for name, p in net.named_parameters() if p.grad is not None} and len(got) > 60
         for name, p in net.named_parameters():
             assert name not in got or torch.allclose(got[name], p.grad, rtol=1e-3, atol=1e-4)
-    assert len(passes.graphs) == 2
+    assert len(passes.graphs) == graphs
 
 
+@pytest.mark.parametrize("device", ["recording cpu", pytest.param("cuda", marks=GPU)], indirect=True)
 @pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--prune", "--epochs", "12")])
-def test_recorded_passes_are_the_passes(extra, recording, flags, monkeypatch):
+def test_recorded_passes_are_the_passes(extra, device, flags, monkeypatch):
     """A run whose passes are CUDA graphs has the losses of one whose passes are not, up to rounding that grows."""
-    flags = [*flags, "--device", recording, "--lr", "0.01", "--batch", "7", "--steps", "2", *extra]
+    flags = [*flags, "--device", device, "--lr", "0.01", "--batch", "7", "--steps", "2", *extra]
     recorded, original = [], train.Passes.capture
     monkeypatch.setattr(train.Passes, "capture", lambda self, *a: recorded.append(a[0]) or original(self, *a))
     train.run(settings(*flags))
