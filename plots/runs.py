@@ -104,7 +104,8 @@ class Run:
         self.method = tuple(self.results[key] for key in ("expansion", "auxiliary", "pruned"))
         self.done, self.total = len(self.results["accuracy"]), self.results["steps_total"]
         self.finished, self.held_out = self.done == self.total, self.config["validation"] > 0
-        self.results["average"] = sum(self.results["accuracy"]) / self.done  # unrounded, to be rounded once
+        for average, key in (("average", "accuracy"), ("average_stage1", "accuracy_stage1")):
+            self.results[average] = sum(self.results[key]) / self.done  # unrounded, to be rounded once
 
     def settings(self):
         """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""

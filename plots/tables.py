@@ -21,6 +21,7 @@ FIGURES = {
 DEFINITIONS = """\
 - *Accuracy* is top-1 (%) over all classes seen so far, after stage 2; *average* is its mean over the steps, *last* its
   value after the last step.
+- *Before stage 2* is the same average, of the accuracy before the classifier is trained again.
 - *Forgetting* is the mean, over the classes of each step but the last, of their best accuracy so far less their last.
 - *Parameters* are those of the whole model, after the last step and in the mean over the steps.
 - *ms per image* is the latency of the model as it is after the last step.
@@ -67,14 +68,14 @@ def table2(groups, cifar):
     paper = {(r["expansion"], r["auxiliary"]): r for r in common.REFERENCE["table2"]["rows"]} if cifar else {}
     rows = []
     for method in ((False, False), (False, True), (True, False), (True, True)):
-        ours = [(common.label(g)[6:], cell(g, "last"), cell(g, "average")) for g in groups
+        ours = [(common.label(g)[6:], *(cell(g, key) for key in ("last", "average", "average_stage1"))) for g in groups
                 if g.protocol == protocol and g.method == method + (False,)]
         if not ours and method != (False, True):                      # that row is not in the paper's table
-            ours = [(common.name(method + (False,)), NOT_RUN, NOT_RUN)]
+            ours = [(common.name(method + (False,)), *[NOT_RUN] * 3)]
         theirs = [f"{paper[method][key]:.2f}" if method in paper else "–" for key in ("last", "average")]
         marks = ["yes" if part else "no" for part in method]
-        rows += [[name] + marks + [last, average] + theirs * cifar for name, last, average in ours]
-    head = [protocol, "expansion", "auxiliary loss", "ours: last", "ours: average"]
+        rows += [[name] + marks + values + theirs * cifar for name, *values in ours]
+    head = [protocol, "expansion", "auxiliary loss", "ours: last", "ours: average", "before stage 2"]
     return markdown(head + ["paper: last", "paper: average"] * cifar, rows), protocol
 
 

@@ -224,6 +224,13 @@ def test_an_average_is_rounded_once(tmp_path, monkeypatch):
     assert f"{runs.load_run(tmp_path / 'a').results['average']:.1f}" == "70.1"
 
 
+def test_table_2_has_the_average_before_stage_2(tmp_path):
+    make_run(tmp_path / "a", accuracy_stage1=[90.0, 80.0, 71.0])
+    assert plot("tables.py", tmp_path).returncode == 0
+    head, _, _, _, der = (line.split(" | ") for line in (tmp_path / "table2.md").read_text().splitlines()[:5])
+    assert der[head.index("before stage 2")] == "80.33" and der[head.index("ours: average")] == "84.50"
+
+
 def test_reference_numbers():
     curves = REFERENCE["paper"]["curves"]
     assert round(sum(curves["B0-Inc10"]["DER (w/o pruning)"]) / 10, 2) == 75.36
