@@ -9,7 +9,6 @@ import fcntl
 import io
 import json
 import os
-import pickle
 import platform
 import re
 import subprocess
@@ -378,20 +377,18 @@ ELSEWHERE = "another --out (with run_cifar100.sh: RUNS=FOLDER)"
 
 
 class RunFolder:
-    """runs/<name>: config.json, log.jsonl, results.json and checkpoint.pt, each there whole or not at all."""
+    """runs/<name>: log.jsonl, which grows; config.json, results.json, checkpoint.pt, each there whole or not at all."""
 
     CHECKPOINTS = ("checkpoint.new.pt", "checkpoint.pt", "checkpoint.old.pt")  # newest first
 
-    def __init__(self, path: str | Path, writes: bool = True):
-        self.path, self.writes = Path(path), writes  # of several processes, one writes
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
 
     def claim(self, config: dict, may_differ: set[str], defaults: dict, restart: bool = False) -> None:
         """Make or take up the folder for this process alone. Raises FolderError where it holds another run.
 
         defaults: what a setting was in runs that are older than it.
         """
-        if not self.writes:
-            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
@@ -421,14 +418,17 @@ class RunFolder:
         if differ:
             raise FolderError(f"{self.path} holds a run with other settings: {', '.join(differ)}. Repeat its command, "
                               f"give {ELSEWHERE}, or start over with --restart")
-        if (self.path / "results.json").exists() and not any((self.path / name).exists() for name in self.CHECKPOINTS):
+        saved = any((self.path / name).exists() for name in self.CHECKPOINTS)
+        if saved and not there:
+            raise FolderError(f"{self.path} holds a checkpoint without its config.json: give {ELSEWHERE}, or start "
+                              "over with --restart")
+        if (self.path / "results.json").exists() and not saved:
             raise FolderError(f"{self.path} holds results without a checkpoint to go on from: give {ELSEWHERE}, or "
                               "start over with --restart")
 
     def release(self) -> None:
         """Let other processes have the folder."""
-        if self.writes:
-            os.close(self.lock)
+        os.close(self.lock)
 
     def read(self, name: str) -> dict:
         """What is in config.json or results.json, or {} where there is none. Raises FolderError where it is damaged."""
@@ -444,8 +444,6 @@ class RunFolder:
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file beside its place, sync it, rename it. Raises OSError, on a full disk for one."""
-        if not self.writes:
-            return
         part = self.path / (name + ".part")
         try:
             with open(part, "wb") as file:
@@ -458,8 +456,6 @@ class RunFolder:
 
     def append_log(self, line: dict) -> int:
         """Add a line to log.jsonl. Returns the file's length in bytes."""
-        if not self.writes:
-            return 0
         with open(self.path / "log.jsonl", "ab") as file:
             file.write((json.dumps(line) + "\n").encode())
             file.flush()
@@ -468,15 +464,11 @@ class RunFolder:
 
     def cut_log(self, length: int) -> None:
         """Drop what stands in log.jsonl behind its first length bytes."""
-        if not self.writes:
-            return
         with open(self.path / "log.jsonl", "ab") as file:
             file.truncate(min(length, file.tell()))
 
     def save(self, state: dict) -> None:
         """Write checkpoint.pt; the one before it stays beside it as checkpoint.old.pt."""
-        if not self.writes:
-            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         new, current, old = (self.path / name for name in self.CHECKPOINTS)
@@ -497,12 +489,20 @@ class RunFolder:
                     if broken := file.testzip():  # compares every record with its CRC
                         raise zipfile.BadZipFile(f"bad CRC of {broken}")
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, LookupError,
-                    ValueError) as error:
+            except Exception as error:  # on a damaged file zipfile and torch raise nearly anything
                 print(f"{path} is damaged ({type(error).__name__}: {error})".split("\n")[0], file=sys.stderr)
         if there:
             raise FolderError(f"no whole checkpoint is left in {self.path}: start over with --restart")
         return None
+
+
+class ReadOnly(RunFolder):
+    """The folder for all of several processes but the one that writes: they read alone."""
+
+    def nothing(self, *_) -> int:
+        return 0
+
+    claim = release = write = append_log = cut_log = save = nothing
 
 
 def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") -> Supernet:

@@ -72,11 +72,11 @@ esac
 profile=$mode
 if [ "$mode" = ablation ]; then
     profile=fast
-    [ "${1:-}" != --profile ] || { profile=${2:?--profile needs a name}; shift 2; }
+    [ "${1:-}" != --profile ] || [ $# -lt 2 ] || { profile=$2; shift 2; }
 fi
 for argument in "$@"; do
     case $argument in
-        --profile | --profile=*) wrong="give the profile as the mode: fast, paper or demo" ;;
+        --profile | --profile=*) wrong="give the profile as the mode: fast, paper, demo, ablation --profile NAME" ;;
         --out | --out=*) wrong="each run has a folder of its own: put them elsewhere with RUNS=FOLDER" ;;
         *) continue ;;
     esac

@@ -29,7 +29,7 @@ import data as sources
 import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
-from der import ELSEWHERE, DeviceError, FolderError, RunFolder, Supernet, auxiliary_loss, choose_device, \
+from der import ELSEWHERE, DeviceError, FolderError, ReadOnly, RunFolder, Supernet, auxiliary_loss, choose_device, \
     choose_precision, chunk, classification_loss, latency, load, machine
 
 
@@ -95,7 +95,7 @@ class Settings:
 
     prune: bool = setting(False, "prune each extractor's channels in the middle of stage 1")
     sparsity: float = setting(0.3, "pruning: weight lambda_s of the sparsity loss", least=0)
-    s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", above=0)
+    s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", least=1)
     mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
     mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", above=0,
                                 below=1)
@@ -122,7 +122,7 @@ PROFILES = {
 PROFILES["demo"] = PROFILES["fast"] | dict(epochs=8, first_epochs=0, base_epochs=0, views=4, batch=16, head_batch=16,
                                            data="synthetic", increment=2, width=8, memory=100, memory_per_class=5)
 # What may differ where a run goes on.
-MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "evaluate", "machine"}
+MAY_DIFFER = {"root", "out", "device", "data", "dataset", "steps", "restart", "machine"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -293,7 +293,7 @@ def train_epoch(parts, gradients, optimizer, scheduler: LRScheduler, tick) -> di
     sums: dict[str, Tensor] = {}
     by_batch = isinstance(scheduler, OneCycleLR)
     for batch in parts:
-        terms = gradients(batch)  # these too are made anew for each batch: nothing is left of the last one's
+        terms = gradients(batch)
         optimizer.step()
         if by_batch:
             scheduler.step()
@@ -520,7 +520,10 @@ def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | Non
 
 def evaluate(s: Settings) -> dict:
     """Read a run's model and test it again, on the data it was trained on. Returns its results."""
-    net, folder = load(s.evaluate, s.device, s.precision), RunFolder(s.evaluate)
+    folder = RunFolder(s.evaluate)
+    net, results = load(s.evaluate, s.device, s.precision), folder.read("results.json")
+    if not results:
+        raise FolderError(f"{s.evaluate} has lost its results.json: give the folder of another run")
     data = sources.load(s.data, s.root)
     if data.fingerprint() != folder.read("config.json")["fingerprint"]:
         raise SettingsError(f"{s.data} is not the data that {s.evaluate} was trained on: give that with --data")
@@ -530,7 +533,7 @@ def evaluate(s: Settings) -> dict:
     right = net.predict(data.test_images[index])[1].argmax(1) == data.test_labels[index]
     say(f"{s.evaluate}: {percent(right):.2f} % of {len(index)} {'held-out' if s.validation else 'test'} images of "
         f"{len(net.class_names)} classes")
-    return folder.read("results.json")
+    return results
 
 
 @torch.no_grad()
@@ -666,7 +669,7 @@ def open_run(s: Settings) -> Run:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
     protocol = f"B{s.base}-Inc{s.increment}"
     s.out = s.out or f"runs/{'' if data.name == 'CIFAR-100' else Path(data.name).stem + '-'}{s.profile}/{protocol}"
-    folder = RunFolder(s.out, writes=rank() == 0)
+    folder = (ReadOnly if rank() else RunFolder)(s.out)
     if s.precision == "auto" and not s.restart:  # a run goes on as it began, also on another machine
         s.precision = folder.read("config.json").get("precision", "auto")
     precision = choose_precision(s.precision, device)
@@ -687,7 +690,7 @@ def open_run(s: Settings) -> Run:
 
 
 class Progress:
-    """Where the run stands: one updating line in a terminal, a plain line an epoch elsewhere."""
+    """Where the run stands: one updating line in a terminal; elsewhere a plain line an epoch, of stage 2 its last."""
 
     def __init__(self, r: Run, last: int):
         self.r, self.last, self.text, self.left, self.images = r, last, "", "", 0

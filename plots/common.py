@@ -17,15 +17,15 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NOT_B50 = "not a 50-class first step"                  # the report's B50-Inc10: reference.json says why
 PAPER, PAPER_PRUNED, REPORT = "paper: DER w/o pruning", "paper: DER, pruned", "report"
 DER, DER_PRUNED = (True, True, False), (True, True, True)        # methods: (expansion, auxiliary, pruned)
-NO_EXPANSION = ((False, False, False), (False, True, False))
+NO_EXPANSION = (False, False, False)
 
 # Okabe and Ito's colours, safe for colour-blind eyes; each has a marker and a line of its own for prints in grey.
 LOOKS = {
     DER: dict(color="#0072B2", ls="-", marker="o", lw=1.8, ms=4),
     DER_PRUNED: dict(color="#D55E00", ls="-", marker="s", lw=1.6, ms=3.6),
     (True, False, False): dict(color="#CC79A7", ls="--", marker="P", lw=1.2, ms=4),
-    NO_EXPANSION[0]: dict(color="#8c8c8c", ls="-", marker="X", lw=1.0, ms=4, alpha=0.8),
-    NO_EXPANSION[1]: dict(color="#8c8c8c", ls="-", marker="X", lw=1.0, ms=4, alpha=0.8),
+    (True, False, True): dict(color="#56B4E9", ls=":", marker="p", lw=1.2, ms=4),
+    NO_EXPANSION: dict(color="#8c8c8c", ls="-", marker="X", lw=1.0, ms=4, alpha=0.8),  # with auxiliary loss too
     PAPER: dict(color="#000000", ls="--", marker="^", lw=1.0, ms=4, mfc="white", mew=0.8),
     PAPER_PRUNED: dict(color="#009E73", ls="-.", marker="v", lw=1.0, ms=4, mfc="white", mew=0.8),
     REPORT: dict(color="#E69F00", ls=(0, (1, 1)), marker="D", lw=1.4, ms=3.2, mfc="white", mew=0.8),
@@ -79,7 +79,7 @@ def legend_label(group):
 
 def look(group, groups):
     """A group's line style: its method's, made hollow where its settings are not the most usual ones."""
-    return LOOKS.get(group.method, LOOKS[NO_EXPANSION[0]]) | VARIANTS[min(2, rank(group, groups))]
+    return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(2, rank(group, groups))]
 
 
 def rank(group, groups):

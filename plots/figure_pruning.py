@@ -1,4 +1,4 @@
-"""What pruning saves: parameters, latency, accuracy and kept channels over the steps, and a table of the first three.
+"""What pruning saves: parameters, latency, accuracy and kept channels over the steps; all but the last in a table.
 
     python plots/figure_pruning.py FOLDER [--out DIR]
 

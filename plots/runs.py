@@ -87,6 +87,10 @@ def check_results(results, path):
     check_lists(results, path)
     if not re.fullmatch(r"B\d+-Inc\d+", results["protocol"]):
         raise damaged(path, f"'protocol' is {results['protocol']!r:.40}, not of the form B0-Inc10")
+    kept = results.get("kept", [])
+    if not (isinstance(kept, list) and all(isinstance(masks, dict) and masks and
+                                           all(is_a(share, NUMBER) for share in masks.values()) for masks in kept)):
+        raise damaged(path, "'kept' is not a list of shares by mask")
     if results.get("forgetting") is not None and not is_a(results["forgetting"], NUMBER):
         raise damaged(path, "'forgetting' is neither a number nor null")
 
@@ -132,7 +136,8 @@ class Run:
 def load_run(folder):
     """Run folder -> Run, or Bad."""
     config, results = (parse(read_text(folder / name), folder / name) for name in ("config.json", "results.json"))
-    require(config, folder / "config.json", {"epochs": int, "validation": NUMBER})
+    newer = {"label_smoothing": NUMBER} if "label_smoothing" in config else {}
+    require(config, folder / "config.json", {"epochs": int, "validation": NUMBER} | newer)
     check_results(results, folder / "results.json")
     return Run(folder, config, results)
 

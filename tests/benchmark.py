@@ -29,34 +29,22 @@ VIEWS, REUSE = 10, 3  # of an image in profile fast, and the epochs that use eac
 SAMPLES = 2500 + 2000  # of a step of CIFAR-100's B0-Inc5: new images and exemplars
 
 
-class Ticks:
-    """Stands in for train.Progress: when each batch ended."""
+class Watch:
+    """Stands in for train.Progress: does step() behind each batch, and keeps the seconds of both, epoch by epoch."""
 
-    def __init__(self):
-        self.times = []
-
-    def tick(self, images):
-        self.times.append(time.perf_counter())
-
-    def epoch(self, *_):
-        self.times.append(None)  # what is between two epochs is not of a batch
-
-
-class Pairs:
-    """Stands in for train.Progress: does step() behind each batch, and keeps the seconds of both."""
-
-    def __init__(self, step):
-        self.step, self.start, self.times = step, None, []
+    def __init__(self, step=lambda: None):
+        self.step, self.start, self.epochs = step, None, [[]]
 
     def tick(self, images):
         now = time.perf_counter()
         alone = seconds(self.step)
         if self.start is not None:
-            self.times.append((now - self.start, alone))
+            self.epochs[-1].append((now - self.start, alone))
         self.start = time.perf_counter()
 
     def epoch(self, *_):
         self.start = None  # what is between two epochs is not of a batch
+        self.epochs.append([])
 
 
 class NoFolder:
@@ -101,19 +89,12 @@ def make_run(width, batch, t, batches, kept=None):
 
 def ours(width, batch, t, batches, kept=None):
     """ms an image: of a training batch in the first and second half of stage 1 (alike unless pruned), and of the frozen."""
-    r, ticks = make_run(width, batch, t, batches, kept), Ticks()
+    r, watch = make_run(width, batch, t, batches, kept), Watch()
     samples = torch.arange(batches * batch)
-    train.train_representation(r, samples, CLASSES * (t - 1), {}, ticks)
-    halves, spans = [[], []], zip(ticks.times, ticks.times[1:])
-    epoch = 0
-    for start, end in spans:
-        if end is None:
-            epoch += 1
-        elif start is not None:
-            halves[epoch].append(end - start)
+    train.train_representation(r, samples, CLASSES * (t - 1), {}, watch)
     draw = torch.rand(4, len(samples))
     frozen = median_ms(lambda: train.extract(r, samples, draw, last=-1), len(samples), 3) if t > 1 else 0.0
-    first, second = (1000 * statistics.median(half) / batch for half in halves)
+    first, second = (1000 * statistics.median(took for took, _ in half) / batch for half in watch.epochs[:2])
     return first, second, frozen
 
 
@@ -144,9 +125,9 @@ def overhead(width, batch, t, rounds):
         loss.backward()
         optimizer.step()
 
-    pairs = Pairs(step)
-    train.train_representation(r, samples, CLASSES * (t - 1), {}, pairs)
-    new = [statistics.median(times) / batch for times in zip(*pairs.times)]
+    watch = Watch(step)
+    train.train_representation(r, samples, CLASSES * (t - 1), {}, watch)
+    new = [statistics.median(times) / batch for times in zip(*sum(watch.epochs, []))]
     frozen = [0.0, 0.0]
     if t > 1:
         draw, part = torch.rand(4, CHUNK), torch.arange(CHUNK) % len(samples)

@@ -33,7 +33,7 @@ def call(monkeypatch, capsys, flags):
     (["--epochs", "0"], "--epochs 0: it must be a number at least 1"),
     (["--batch", "1"], "--batch 1: it must be a number at least 2"),
     (["--milestones", "0"], "milestones must be 1 or more"),
-    (["--prune", "--s-max", "0"], "--s-max 0.0: it must be a number above 0"),
+    (["--prune", "--s-max", "0.5"], "--s-max 0.5: it must be a number at least 1"),
     (["--prune", "--sparsity", "-1"], "--sparsity -1.0: it must be a number at least 0"),
     (["--prune", "--mask-share", "0.3"], "--mask-share 0.3 of 3 epochs leaves the masks none"),
     (["--prune", "--no-expansion"], "--prune and --no-expansion"),
@@ -138,6 +138,20 @@ def test_truncated_npz(flags, tiny, monkeypatch, capsys, tmp_path):
     assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("mark, offset, value", [
+    (b"PK\x01\x02", 8, 1),  # as if it were encrypted
+    (b"PK\x01\x02", 10, 9),  # a compression that Python lacks
+    (b"\x93NUMPY", 9, 0x40),  # a header so long that numpy warns of it, in three lines
+])
+def test_npz_with_one_byte_damaged(mark, offset, value, flags, arrays, monkeypatch, capsys, tmp_path):
+    np.savez(tmp_path / "bad.npz", **arrays | {"train_images": np.zeros((96, 16, 16, 3), np.uint8)})
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    content[content.find(mark) + offset] = value
+    (tmp_path / "bad.npz").write_bytes(content)
+    code, err = call(monkeypatch, capsys, flags + ["--data", tmp_path / "bad.npz"])
+    assert code == 2 and "is not a readable .npz file" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("at", [0.2, 0.4, 0.6, 0.8])
 def test_damaged_compressed_npz(at, flags, arrays, monkeypatch, capsys, tmp_path):
     np.savez_compressed(tmp_path / "bad.npz", **arrays)
@@ -179,6 +193,13 @@ def test_evaluate_takes_no_training_flags(flags, monkeypatch, capsys, tmp_path):
     assert code == 2 and "leave out --width" in err and err.count("\n") == 1
 
 
+def test_evaluate_without_results(flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    (tmp_path / "run" / "results.json").unlink()
+    code, err = call(monkeypatch, capsys, ["--evaluate", tmp_path / "run"])
+    assert code == 2 and "has lost its results.json" in err and err.count("\n") == 1
+
+
 def test_two_at_once(flags, monkeypatch, capsys, tmp_path):
     folder = der.RunFolder(tmp_path / "run")
     folder.claim({}, set(), {})
@@ -199,7 +220,13 @@ def in_the_directory(content):
     return content[:place] + b"\xff" * 8 + content[place + 8:]
 
 
-@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"", in_the_directory,
+def as_if_compressed(content):
+    """Another method in a zip's directory for what is stored as it is: zlib's error, which is no other's."""
+    place = content.find(b"PK\x01\x02") + 10
+    return content[:place] + b"\x08" + content[place + 1:]
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:len(b) // 2], lambda b: b"", in_the_directory, as_if_compressed,
                                   lambda b: b[:3000] + b"\xff" * 8 + b[3008:]])
 def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypatch, capsys, tmp_path):
     call(monkeypatch, capsys, flags + ["--steps", "2"])
@@ -219,10 +246,22 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypa
 
 def test_a_checkpoint_executes_nothing(flags, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    torch.save({"step": Boom()}, tmp_path / "run" / "checkpoint.pt")
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    for path in (tmp_path / "run").glob("*.pt"):
+        torch.save({"step": Boom()}, path)
     code, err = call(monkeypatch, capsys, flags)
     assert code == 2 and "damaged" in err and not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_of_unknown_settings(flags, monkeypatch, capsys, tmp_path):
+    """Another command could go on from it with its own settings, and claim them for what was trained before."""
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    (tmp_path / "run" / "config.json").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, err = call(monkeypatch, capsys, flags + ["--lr", "0.5"])
+    assert code == 2 and "a checkpoint without its config.json" in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert call(monkeypatch, capsys, flags + ["--restart", "--steps", "1"])[0] == 0
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(flags, monkeypatch, capsys, tmp_path):

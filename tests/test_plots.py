@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 PLOTS = Path(__file__).parents[1] / "plots"
+sys.path.insert(0, str(PLOTS))
+
+import common  # noqa: E402
+import figure5  # noqa: E402
+import figure_pruning  # noqa: E402
+import figure_tradeoff  # noqa: E402
+import runs  # noqa: E402
+
 REFERENCE = json.loads((PLOTS / "reference.json").read_text())
 
 
-def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, **changes):
+def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, config={}, **changes):
     """A run folder with made-up results."""
     folder.mkdir(parents=True)
     base, increment = (int(part) for part in protocol[1:].split("-Inc"))
@@ -26,7 +34,7 @@ def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, 
     results.update(changes)
     (folder / "results.json").write_text(json.dumps(results))
     config = dict({key: results[key] for key in ("order", "seed", "width")}, epochs=4, validation=0.0, lr=0.1,
-                  machine={"torch": "2"})
+                  machine={"torch": "2"}) | config
     (folder / "config.json").write_text(json.dumps(config))
     log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1 / (e + 1), auxiliary=0.5, lr=0.1, seconds=1.0)
            for t in range(done) for e in range(4)]
@@ -73,14 +81,10 @@ def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp
     assert "ours: DER |" in table and "ours: DER, pruned |" in table and "| 30 |" in table and "| 5 |" not in table
 
 
-def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import figure_pruning
-    import runs
+def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path):
     for share in (0.8, 0.6):
-        make_run(tmp_path / f"{share}", pruned=True, kept=[{f"stage{i}": share for i in range(4)}] * 3)
-        path = tmp_path / f"{share}" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"sparsity": share}))
+        make_run(tmp_path / f"{share}", pruned=True, kept=[{f"stage{i}": share for i in range(4)}] * 3,
+                 config={"sparsity": share})
         groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
         ax = figure_pruning.plt.figure().subplots()
         figure_pruning.kept_panel(ax, groups)
@@ -88,18 +92,14 @@ def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path
         assert list(ax.lines[0].get_ydata()) == [100 * share] * 3
 
 
-def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import figure_tradeoff
-    import runs
+def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path):
     make_run(tmp_path / "unpruned", done=3)
     make_run(tmp_path / "another seed", done=3, seed=1)
     others = [(0.3, 0.5, 2, 0), (2.0, 0.1, 1, 0), (5.0, 0.1, 2, 1)]  # another lr, fewer steps, another seed
     for index, (sparsity, lr, done, seed) in enumerate([(1.0, 0.1, 2, 0), (0.0, 0.1, 2, 0), (3.0, 0.1, 2, 0)] + others):
         parameters = [300_000, 140_000 * (index + 1)][:done]
-        make_run(tmp_path / f"{index}", done=done, seed=seed, pruned=True, parameters=parameters)
-        path, changes = tmp_path / f"{index}" / "config.json", dict(sparsity=sparsity, lr=lr, s_max=100 + index // 3)
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        make_run(tmp_path / f"{index}", done=done, seed=seed, pruned=True, parameters=parameters,
+                 config=dict(sparsity=sparsity, lr=lr, s_max=100 + index // 3))
     points, unpruned = figure_tradeoff.curve(runs.grouped(runs.load_runs(tmp_path)))
     assert [(figure_tradeoff.sparsity(group), round(figure_tradeoff.share_left(group), 6)) for group in points] == \
         [(0.0, 20.0), (1.0, 10.0), (3.0, 30.0)]
@@ -137,9 +137,6 @@ def test_other_data_gets_no_cifar_numbers(tmp_path):
 @pytest.mark.parametrize("script, published", [("figure4", "paper: DER w/o pruning"), ("figure5", "report"),
                                                ("figure6", "iCaRL")])
 def test_published_numbers_stand_beside_cifar_alone(dataset, protocol, script, published, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import common
-    import runs
     labels = []
     monkeypatch.setattr(common, "finish", lambda fig, *args, **kwargs: labels.extend(
         label for ax in fig.axes for label in ax.get_legend_handles_labels()[1]))
@@ -148,50 +145,35 @@ def test_published_numbers_stand_beside_cifar_alone(dataset, protocol, script, p
     assert "ours: DER" in labels and (published in labels) == (dataset == "CIFAR-100")
 
 
-def test_a_short_step_beside_a_long_one_has_its_epochs_counted(monkeypatch):
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import figure5
+def test_a_short_step_beside_a_long_one_has_its_epochs_counted():
     axis = figure5.plt.figure().add_subplot().xaxis
     figure5.mark_epochs(axis, [[{"epoch": 120}], [{"epoch": 30}], [{"epoch": 3}]])
     assert [label.get_text() for label in axis.get_ticklabels()] == "50 100 10 20 30 1 2 3".split()
     assert axis.get_ticklocs()[:4] == pytest.approx([50 / 120, 100 / 120, 1 + 1 / 3, 1 + 2 / 3])
 
 
-def test_only_orders_and_seeds_are_averaged(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import runs
+def test_only_orders_and_seeds_are_averaged(tmp_path):
     for name, change in (("a", {}), ("b", dict(order="podnet2")), ("c", dict(seed=1)), ("d", dict(width=32))):
         make_run(tmp_path / name, **change)
-    make_run(tmp_path / "e")
-    config = json.loads((tmp_path / "e" / "config.json").read_text())
-    (tmp_path / "e" / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+    make_run(tmp_path / "e", config={"lr": 0.5})
     groups = runs.grouped(runs.load_runs(tmp_path))
     assert sorted([run.folder.name for run in group.runs] for group in groups) == [["a", "b", "c"], ["d"], ["e"]]
     assert ("lr 0.5",) in [group.variant[-1:] for group in groups]
 
 
-def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path, monkeypatch):
+def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):
     """Else the effect of a temperature would be taken for that of pruning; pruning's own settings say nothing of others."""
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import runs
     for name, temperature, change in (("a", 2, {}), ("b", 5, dict(pruned=True)), ("c", 2, dict(protocol="B0-Inc5"))):
-        make_run(tmp_path / name, **change)
-        path = tmp_path / name / "config.json"
         sparsity = 0.1 if change.get("pruned") else 0.3
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature, "sparsity": sparsity}))
+        make_run(tmp_path / name, config={"temperature": temperature, "sparsity": sparsity}, **change)
     variants = {group.first.folder.name: group.variant for group in runs.grouped(runs.load_runs(tmp_path))}
     assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
 
 
-def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
+def test_the_recipe_of_a_run_is_in_its_words(tmp_path):
     """Two that differ in it stand apart, and each difference is named once."""
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import common
-    import runs
     for name, first, smoothing in (("a", 60, 0.1), ("b", 120, 0.0)):
-        make_run(tmp_path / name)
-        path = tmp_path / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"first_epochs": first, "label_smoothing": smoothing}))
+        make_run(tmp_path / name, config={"first_epochs": first, "label_smoothing": smoothing})
     groups = runs.grouped(runs.load_runs(tmp_path))
     epochs = groups[0].first.config["epochs"]
     assert sorted(group.variant for group in groups) == [
@@ -205,10 +187,8 @@ def test_the_recipe_of_a_run_is_in_its_words(tmp_path, monkeypatch):
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     """Whatever their first steps are: B50's is another one than B0's in any profile."""
     for protocol in ("B0-Inc5", "B0-Inc10", "B50-Inc10"):
-        make_run(tmp_path / protocol, protocol)
-        path = tmp_path / protocol / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {
-            "first_epochs": 120, "base_epochs": 60 * (protocol == "B50-Inc10")}))
+        make_run(tmp_path / protocol, protocol, config={"first_epochs": 120,
+                                                        "base_epochs": 60 * (protocol == "B50-Inc10")})
     assert plot("tables.py", tmp_path).returncode == 0
     rows = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "ours" in line]
     assert len(rows) == 1 and "not run" not in rows[0]
@@ -216,10 +196,8 @@ def test_the_protocols_of_one_profile_are_one_row(tmp_path):
     assert "epochs a step, 120 the first of B0, 60 the first of B50, order" in report
 
 
-def test_an_average_is_rounded_once(tmp_path, monkeypatch):
+def test_an_average_is_rounded_once(tmp_path):
     """results.json has 70.05 for 70.055: a figure with one decimal must not make 70.0 of it."""
-    monkeypatch.syspath_prepend(str(PLOTS))
-    import runs
     make_run(tmp_path / "a", steps=2, done=2, accuracy=[70.05, 70.06], average=70.05)
     assert f"{runs.load_run(tmp_path / 'a').results['average']:.1f}" == "70.1"
 
@@ -229,6 +207,14 @@ def test_table_2_has_the_average_before_stage_2(tmp_path):
     assert plot("tables.py", tmp_path).returncode == 0
     head, _, _, _, der = (line.split(" | ") for line in (tmp_path / "table2.md").read_text().splitlines()[:5])
     assert der[head.index("before stage 2")] == "80.33" and der[head.index("ours: average")] == "84.50"
+
+
+def test_each_method_has_a_marker_and_a_line_of_its_own():
+    """Of those that a mode of run_cifar100.sh puts into one figure; else prints in grey cannot be read."""
+    methods = [(True, auxiliary, pruned) for auxiliary in (True, False) for pruned in (True, False)]
+    looks = [common.LOOKS[method] for method in (*methods, common.NO_EXPANSION)]
+    looks += [common.LOOKS[name] for name in (common.PAPER, common.PAPER_PRUNED, common.REPORT)]
+    assert len({look["marker"] for look in looks}) == len({look["color"] for look in looks}) == len(looks) == 8
 
 
 def test_reference_numbers():
@@ -247,6 +233,10 @@ def test_reference_numbers():
     (lambda path: path.write_text(path.read_text().replace('"last"', '"lost"')), "'last' is missing"),
     (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0]")), "'seconds' has 1 entries"),
     (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0, NaN, 60.0]")), "not a number"),
+    (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [{}, {}, {}], "last"')), "'kept' is not"),
+    (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [1, 2, 3], "last"')), "'kept' is not"),
+    (lambda path: path.with_name("config.json").write_text('{"epochs": 4, "validation": 0, "label_smoothing": "x"}'),
+     "'label_smoothing' is 'x', not of the type it should be"),
     (lambda path: path.unlink(), "no run in it has a results.json"),
 ])
 def test_damaged_results(damage, line, tmp_path):

@@ -1,7 +1,6 @@
 """prune.py: Eq. 3 and 4 and the compensation written out naively; masked = compacted; a pruned run as a whole."""
 import copy
 import gc
-import json
 import math
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import der
 import prune
 import train
-from test_train import log_of, results_of
+from test_train import HARD, log_of
 
 
 def masked(width=6, seed=0):
@@ -205,9 +204,6 @@ def test_s_rises_in_every_epoch_of_the_masks(flags, monkeypatch):
     assert slopes == [1.0, *(3 * epoch), math.inf]
 
 
-HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")
-
-
 def test_a_pruned_run(flags, tmp_path, monkeypatch):
     """It shrinks; masked and compacted agree after real training; the next extractor starts from the dense weights."""
     original, original_compact, dense = der.Supernet.expand, prune.compact, []
@@ -240,25 +236,3 @@ def test_a_pruned_run(flags, tmp_path, monkeypatch):
 def test_without_pruning_parameters_are_those_unpruned(flags):
     results = train.run(train.parse_settings([*flags, "--steps", "2"]))
     assert results["parameters"] == results["parameters_unpruned"] and not results["pruned"]
-
-
-@pytest.mark.parametrize("extra", [(), ("--schedule", "steps", "--warmup", "4", "--milestones", "1")])
-def test_a_pruned_run_interrupted_is_the_same(extra, flags, tmp_path, monkeypatch):
-    """Before, at and behind compaction; once in the middle of a warm-up, whose scheduler goes on with what is left."""
-    flags = [*flags, *extra]
-    train.run(train.parse_settings([*flags, *HARD]))
-    original, stops = der.RunFolder.save, []
-
-    def save_and_stop(self, state):
-        original(self, state)
-        stops.append(state["step"])
-        raise KeyboardInterrupt
-    monkeypatch.setattr(der.RunFolder, "save", save_and_stop)
-    while stops[-1:] != [3]:
-        with pytest.raises(KeyboardInterrupt):
-            train.run(train.parse_settings([*flags, *HARD, "--out", str(tmp_path / "stopped")]))
-    monkeypatch.undo()
-    train.run(train.parse_settings([*flags, *HARD, "--out", str(tmp_path / "stopped")]))
-    assert len(stops) > 9 and results_of(tmp_path / "stopped") == results_of(tmp_path / "run")
-    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["prune"] is True

@@ -48,6 +48,8 @@ def test_what_is_not_expanded_is_not_pruned(mode, call):
     (["quick"], "unknown mode 'quick'"),
     (["--profile", "paper"], "give the profile as the mode"),
     (["--profile=paper"], "give the profile as the mode"),
+    (["ablation", "--profile"], "ablation --profile NAME"),
+    (["ablation", "--width", "16", "--profile", "paper"], "ablation --profile NAME"),
     (["--out", "x"], "RUNS=FOLDER"),
     (["demo", "--out=x"], "RUNS=FOLDER"),
     (["figures"], "there are no results yet"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ import data
 import der
 import prune
 import train
+from conftest import tiny_arrays
 
 
 def settings(*flags):
@@ -382,11 +384,18 @@ def test_results_and_log_have_their_form(flags):
     assert "auxiliary" not in lines[0] and "auxiliary" in lines[3]
 
 
+HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")
+
+
 @pytest.mark.parametrize("extra", [("--views", "0"), ("--no-expansion", "--no-auxiliary"),
                                    ("--schedule", "steps", "--warmup", "1", "--milestones", "1"),
-                                   ("--precision", "bfloat16", "--base", "4")])
+                                   ("--precision", "bfloat16", "--base", "4"),
+                                   HARD, (*HARD, "--schedule", "steps", "--warmup", "4", "--milestones", "1")])
 def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
-    """A run of one process; the same again; one that stops behind each of its checkpoints in turn."""
+    """A run of one process; the same again; one that stops behind each of its checkpoints in turn.
+
+    That is before, at and behind compaction; once in a warm-up, whose scheduler goes on with what is left.
+    """
     out = Path(flags[-1])
     train.run(settings(*flags, *extra))
     train.run(settings(*flags, *extra, "--out", out / "again"))
@@ -400,7 +409,7 @@ def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monk
     while not stops or stops[-1] != (3 if "--base" not in extra else 2, 0):
         with pytest.raises(KeyboardInterrupt):
             train.run(settings(*flags, *extra, "--out", out / "stopped"))
-    assert len(stops) == len(set(stops)) > 7
+    assert len(stops) == len(set(stops)) > (9 if "--prune" in extra else 7)
     monkeypatch.undo()
     train.run(settings(*flags, *extra, "--out", out / "stopped"))
     for other in ("again", "stopped"):
@@ -421,10 +430,15 @@ def test_more_steps_go_on_from_fewer(flags):
     assert results_of(flags[-1]) == results_of(flags[-1] + "-whole")
 
 
-def test_der_learns_and_beats_one_network_trained_on(flags):
-    """On data where a chance guess is right in one of six; the means of two seeds, with one exemplar a class."""
-    longer = ("--width", 4, "--epochs", 12, "--batch", 4, "--lr", 0.03, "--head-epochs", 30, "--head-batch", 4,
-              "--memory", 6)
+def test_der_learns_and_beats_one_network_trained_on(flags, tmp_path):
+    """On data where a chance guess is right in one of six; the means of two seeds, with four, then two exemplars a class.
+
+    How a CPU rounds decides much in runs so small: of nine seeds on one, DER's worst ended at 67 %, and no two of them
+    had less than one network in the mean.
+    """
+    np.savez(tmp_path / "more.npz", **tiny_arrays(train=48, test=20))
+    longer = ("--data", tmp_path / "more.npz", "--width", 4, "--epochs", 8, "--batch", 4, "--lr", 0.03,
+              "--head-epochs", 30, "--head-batch", 4, "--memory", 8)
     ours, baseline = [], []
     for seed in (0, 1):
         out = f"{flags[-1]}{seed}"
