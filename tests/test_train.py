@@ -431,7 +431,7 @@ def test_more_steps_go_on_from_fewer(flags):
 
 
 def test_der_learns_and_beats_one_network_trained_on(flags, tmp_path):
-    """On data where a chance guess is right in one of six; the means of two seeds, with four, then two exemplars a class.
+    """On data where a chance guess is right in one of six; two seeds, with four exemplars a class, then two.
 
     How a CPU rounds decides much in runs so small: of nine seeds on one, DER's worst ended at 67 %, and no two of them
     had less than one network in the mean.
