@@ -198,7 +198,7 @@ def balanced(labels: Tensor, share: int, generator: torch.Generator) -> Tensor:
 
 def batches(count: int, size: int, generator: torch.Generator,
             device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """A random order of range(count) in batches of nearly equal size, at most size, but one more than leave one image.
+    """A random order of range(count) in batches of nearly equal size: at most size, or one more lest an image be alone.
 
     BatchNorm needs two. So count = 7, size = 2 gives 3, 2, 2.
     """
