@@ -1,4 +1,6 @@
 """Killed at any moment a run loses nothing; read back, a model is the one that was trained."""
+import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -19,10 +21,18 @@ from test_train import log_of, results_of
 TRAIN = str(Path(train.__file__))
 
 
-def start(flags):
-    """train.py in a process of its own. SIGINT reaches it also where the tests are in the background and ignore it."""
-    return subprocess.Popen([sys.executable, TRAIN, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+# Starts processes as forks of one that has imported torch, which takes seconds.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train"])
+
+
+def command(flags, errors):
+    """train.py with these flags; stderr goes to the file errors. SIGINT reaches it though the tests may ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for path, stream in ((os.devnull, sys.stdout), (errors, sys.stderr)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
+    sys.argv = [TRAIN, *flags]
+    sys.exit(train.main())
 
 
 def begun(folder, process):
@@ -31,7 +41,7 @@ def begun(folder, process):
         path = folder / "checkpoint.pt"
         return path.stat().st_mtime_ns if path.exists() else None
     before = written()
-    while process.poll() is None and written() in (before, None):
+    while process.is_alive() and written() in (before, None):
         time.sleep(0.005)
 
 
@@ -40,18 +50,25 @@ def test_stopped_at_random_moments_in_turn(how, times, flags, tmp_path):
     """Each time a new process goes on; in the end the numbers and the log are those of a run left alone."""
     longer = ["--epochs", "40", "--steps", "2"]
     train.run(train.parse_settings([*flags, *longer, "--out", str(tmp_path / "alone")]))
-    chance, stopped = random.Random(0), 0
+    chance, stopped, errors = random.Random(0), 0, tmp_path / "errors"
+
+    def go_on(stop):
+        process = SERVER.Process(target=command, args=(flags + longer, errors))
+        process.start()
+        if stop:
+            begun(tmp_path / "run", process)
+            time.sleep(chance.uniform(0, 0.15))
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.kill(process.pid, how)
+        process.join()
+        return process.exitcode
+
     for _ in range(times):
-        process = start(flags + longer)
-        begun(tmp_path / "run", process)
-        time.sleep(chance.uniform(0, 0.15))
-        process.send_signal(how)
-        out, err = process.communicate()
-        assert process.returncode in (0, {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how])
-        assert "Traceback" not in err
-        stopped += process.returncode != 0
-    process = start(flags + longer)
-    assert process.communicate()[1] == "" and process.returncode == 0
+        code = go_on(stop=True)
+        assert code in (0, {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how])
+        assert "Traceback" not in errors.read_text()
+        stopped += code != 0
+    assert go_on(stop=False) == 0 and errors.read_text() == ""
     assert stopped >= 3
     assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
     assert log_of(tmp_path / "run") == log_of(tmp_path / "alone")
