@@ -46,10 +46,11 @@ def begun(folder, process):
 
 
 @pytest.mark.parametrize("how, times", [(signal.SIGKILL, 20), (signal.SIGTERM, 3), (signal.SIGINT, 3)])
-def test_stopped_at_random_moments_in_turn(how, times, flags, tmp_path):
+def test_stopped_at_random_moments_in_turn(how, times, flags, tiny, tmp_path):
     """Each time a new process goes on; in the end the numbers and the log are those of a run left alone."""
     longer = ["--epochs", "40", "--steps", "2"]
-    train.run(train.parse_settings([*flags, *longer, "--out", str(tmp_path / "alone")]))
+    alone = Path(tiny).with_name("alone")  # once trained, the others find it finished
+    train.run(train.parse_settings([*flags, *longer, "--out", str(alone)]))
     chance, stopped, errors = random.Random(0), 0, tmp_path / "errors"
 
     def go_on(stop):
@@ -70,8 +71,8 @@ def test_stopped_at_random_moments_in_turn(how, times, flags, tmp_path):
         stopped += code != 0
     assert go_on(stop=False) == 0 and errors.read_text() == ""
     assert stopped >= 3
-    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "alone")
+    assert results_of(tmp_path / "run") == results_of(alone)
+    assert log_of(tmp_path / "run") == log_of(alone)
 
 
 def test_a_file_size_limit_like_a_full_disk(flags, tmp_path):
