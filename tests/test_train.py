@@ -305,12 +305,13 @@ HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")
                                    ("--precision", "bfloat16", "--base", "4"),
                                    HARD, (*HARD, "--schedule", "steps", "--warmup", "4", "--milestones", "1")])
 def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
-    """A run of one process, and the same again, stopped behind each of its checkpoints in turn.
+    """A run of one process; the same again; one that stops behind each of its checkpoints in turn.
 
     That is before, at and behind compaction; once in a warm-up, whose scheduler goes on with what is left.
     """
     out = Path(flags[-1])
     train.run(settings(*flags, *extra))
+    train.run(settings(*flags, *extra, "--out", out / "again"))
     original, stops = der.RunFolder.save, []
 
     def save_and_stop(self, state):
@@ -324,7 +325,8 @@ def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monk
     assert len(stops) == len(set(stops)) > (9 if "--prune" in extra else 7)
     monkeypatch.undo()
     train.run(settings(*flags, *extra, "--out", out / "stopped"))
-    assert results_of(out / "stopped") == results_of(out) and log_of(out / "stopped") == log_of(out)
+    for other in ("again", "stopped"):
+        assert results_of(out / other) == results_of(out) and log_of(out / other) == log_of(out)
 
 
 def test_another_seed_gives_other_numbers(flags):
