@@ -74,10 +74,12 @@ def name_steps(ax, group):
         ax.text(i + 0.5, 0.94, f"step {i + 1}: {words}", transform=ax.get_xaxis_transform(), ha="center", va="top")
 
 
-def frame(axes, parts, steps, total, compare):
-    """Scales of epochs, lines between the steps, and what the axes mean."""
-    mark_epochs(axes[-1].xaxis, steps)
-    axes[-1].set(xlim=(0, total), xlabel="epoch of the step, ours (every step drawn equally wide)")
+def frame(axes, parts, groups, losses, total, compare):
+    """Scales of epochs (the first group's), lines between the steps, and what the axes mean."""
+    mark_epochs(axes[-1].xaxis, losses[0])
+    alike = len({tuple(rows[-1]["epoch"] for rows in steps) for steps in losses}) == 1
+    axes[-1].set(xlim=(0, total), xlabel=f"epoch of the step, {'ours' if alike else common.label(groups[0])}"
+                                         " (every step drawn equally wide)")
     if compare:
         above = axes[0].secondary_xaxis("top")
         mark_epochs(above.xaxis, report_losses())
@@ -106,9 +108,11 @@ def draw(runs, out):
         if compare and part in REPORT:
             draw_losses(ax, part, report_losses(), "report", color="#E69F00", lw=1, alpha=0.75)
         for group, steps in zip(groups, losses):
-            ls = (0, (4, 1)) if group.method == common.DER_PRUNED else "-"
-            draw_losses(ax, part, steps, common.label(group), color=common.look(group, groups)["color"], ls=ls, lw=1.3)
-    frame(axes[:, 0], parts, losses[0], min(STEPS, groups[0].total), compare)
+            look = {key: value for key, value in common.look(group, groups).items() if key in ("color", "ls", "alpha")}
+            if group.method == common.DER_PRUNED and look["ls"] == "-":
+                look["ls"] = (0, (4, 1))
+            draw_losses(ax, part, steps, common.label(group), **look, lw=1.3)
+    frame(axes[:, 0], parts, groups, losses, min(STEPS, groups[0].total), compare)
     name_steps(axes[0, 0], groups[0])
     smoothed = any(group.first.config.get("label_smoothing") for group in groups)
     text = " Ours is trained with label smoothing, which keeps its losses above 0." if smoothed else ""

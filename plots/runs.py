@@ -190,12 +190,16 @@ PRUNING, FIRST = {"sparsity", "s_max", "mask_start", "mask_share"}, ("first_epoc
 
 
 def others(run, runs):
-    """In words, the rest of a run's settings in which the runs of a folder differ: of any method and protocol."""
+    """In words, the rest of a run's settings in which the runs of its profile differ: of any method and protocol.
+
+    What two profiles differ in is what they are: their names, which `settings` gives, say it.
+    """
     def used(other):
         unused = {FIRST[other.base == 0]} | (set() if other.method[2] else PRUNING)
         return {key: value for key, value in other.config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
-                 and any(used(other).get(key, value) != value for other in runs))
+                 and any(used(other).get(key, value) != value for other in runs
+                         if other.results["profile"] == run.results["profile"]))
 
 
 def grouped(runs):

@@ -170,6 +170,26 @@ def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):
     assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
 
 
+def test_two_profiles_are_told_apart_by_name(tmp_path, monkeypatch):
+    """A dozen settings follow from it and would fill the legend; where runs of one profile differ, that is named."""
+    make_run(tmp_path / "a", config={"batch": 32, "views": 10})
+    make_run(tmp_path / "b", config={"batch": 128, "views": 0, "epochs": 8}, profile="paper")
+    groups, figures = runs.grouped(runs.load_runs(tmp_path)), []
+    assert [group.variant for group in groups] == [("profile fast", "4 epochs a step"),
+                                                   ("profile paper", "8 epochs a step")]
+    log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1, auxiliary=1) for t in range(3) for e in range(8)]
+    (tmp_path / "b" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    monkeypatch.setattr(common, "finish", lambda fig, *args: figures.append(fig))
+    figure5.draw(runs.load_runs(tmp_path), tmp_path)
+    ax = figures[0].axes[-1]                                       # one colour, for one method: the lines must differ
+    assert len({line.get_linestyle() for line in ax.lines if line.get_label().startswith("ours")}) == 2
+    assert "ours: DER, profile fast, 4 epochs a step" in ax.get_xlabel()                # whose epochs are counted
+    make_run(tmp_path / "c", config={"batch": 64, "views": 10})
+    assert sorted(group.variant for group in runs.grouped(runs.load_runs(tmp_path))) == [
+        ("profile fast", "4 epochs a step", "batch 32"), ("profile fast", "4 epochs a step", "batch 64"),
+        ("profile paper", "8 epochs a step")]
+
+
 def test_the_recipe_of_a_run_is_in_its_words(tmp_path):
     """Two that differ in it stand apart, and each difference is named once."""
     for name, first, smoothing in (("a", 60, 0.1), ("b", 120, 0.0)):
