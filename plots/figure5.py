@@ -5,7 +5,8 @@
 Drawn from log.jsonl (classification, auxiliary and, of pruned runs, sparsity) and, for CIFAR-100's B0-Inc5, from
 reference.json ("report_losses"). Without a B0-Inc5 run: the B0 protocol with the smallest increment. Of several orders
 or seeds the first run is drawn. Every step is one unit wide, whatever its number of epochs, so that short and long
-schedules lie side by side; the axes below and above count the epochs of ours and of the report.
+schedules lie side by side; the axes below and above count the epochs of ours (where they differ: of the one that is
+named) and of the report.
 """
 import matplotlib.pyplot as plt
 

@@ -192,7 +192,8 @@ PRUNING, FIRST = {"sparsity", "s_max", "mask_start", "mask_share"}, ("first_epoc
 def others(run, runs):
     """In words, the rest of a run's settings in which the runs of its profile differ: of any method and protocol.
 
-    What two profiles differ in is what they are: their names, which `settings` gives, say it.
+    What sets two profiles apart is left to their names, which `settings` gives; so a flag that all runs of one profile
+    were given is not named, as where a folder holds no other profile.
     """
     def used(other):
         unused = {FIRST[other.base == 0]} | (set() if other.method[2] else PRUNING)
