@@ -95,6 +95,8 @@ class Settings:
 
     prune: bool = setting(False, "prune each extractor's channels in the middle of stage 1")
     sparsity: float = setting(0.3, "pruning: weight lambda_s of the sparsity loss", least=0)
+    base_sparsity: float = setting(0.0, "pruning: lambda_s of the first step where base is not 0; 0 = as every step",
+                                   least=0)
     s_max: float = setting(400.0, "pruning: highest slope of the masks' sigmoid, at the end of each epoch", least=1)
     mask_start: float = setting(0.1, "pruning: where the masks' e begin", above=0)
     mask_share: float = setting(0.5, "pruning: share of the epochs after which the network is made compact", above=0,
@@ -209,6 +211,11 @@ class Run:
         """Epochs of a step's stage 1: the first may have its own."""
         s = self.settings
         return (step == 0 and (s.base_epochs if s.base else s.first_epochs)) or s.epochs
+
+    def lambda_s(self, step: int) -> float:
+        """Weight of the sparsity loss at a step: the first may have its own where base is not 0."""
+        s = self.settings
+        return (step == 0 and s.base > 0 and s.base_sparsity) or s.sparsity
 
     def is_base(self, step: int) -> bool:
         """Whether a step has the base step's own schedule."""
@@ -371,7 +378,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     is_base, epochs, samples = r.is_base(r.step), r.epochs(r.step), samples.to(r.device)
     views = s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
-    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": s.sparsity}
+    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": r.lambda_s(r.step)}
     net.auxiliary.requires_grad_(lambda_a > 0)
     model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,

@@ -120,7 +120,7 @@ class Run:
 
     def first_step(self):
         """In words, the epochs of the first step where it has its own: those of B0 are others than those of B50."""
-        epochs = self.config.get(FIRST[self.base > 0], 0)
+        epochs = self.config.get("base_epochs" if self.base else "first_epochs", 0)
         return (f"{epochs} the first of B{self.base}",) if epochs else ()
 
     def log(self):
@@ -185,8 +185,9 @@ def protocol_order(protocol):
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
            "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
            "label_smoothing", "validation"}
-# Those that only pruned runs use; those for the first step without and with a base.
-PRUNING, FIRST = {"sparsity", "s_max", "mask_start", "mask_share"}, ("first_epochs", "base_epochs")
+# Those that only pruned runs use; those for the first step of runs with and without a base.
+PRUNING = {"sparsity", "base_sparsity", "s_max", "mask_start", "mask_share"}
+FIRST_OF_BASE, FIRST_OF_NONE = {"base_epochs", "base_sparsity"}, {"first_epochs"}
 
 
 def others(run, runs):
@@ -196,7 +197,7 @@ def others(run, runs):
     were given is not named, as where a folder holds no other profile.
     """
     def used(other):
-        unused = {FIRST[other.base == 0]} | (set() if other.method[2] else PRUNING)
+        unused = (FIRST_OF_NONE if other.base else FIRST_OF_BASE) | (set() if other.method[2] else PRUNING)
         return {key: value for key, value in other.config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
                  and any(used(other).get(key, value) != value for other in runs

@@ -203,8 +203,11 @@ def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch
 
 
 def test_the_loss_is_eq_2(flags, monkeypatch):
-    """Step 1: L_H. Later: L_H + L_Ha, on that step's labels and old classes; L_Ha can be left out. Masks add 7 L_s."""
-    totals, original = [], train.Passes.direct
+    """Step 1: L_H. Later: L_H + L_Ha, on that step's labels and old classes; L_Ha can be left out. Masks add 7 L_s.
+
+    In step 1 they add 3 L_s where it has a lambda_s of its own, which it has with a base alone.
+    """
+    totals, original, first = [], train.Passes.direct, 7
     seen, original_auxiliary = [], train.auxiliary_loss
 
     def watched(self, *inputs):
@@ -212,7 +215,8 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(self, "loss", lambda *a, loss=self.loss: whole.append(loss(*a)) or whole[0])
             terms = original(self, *inputs)
-        expected = sum(term.item() * (7 if name == "sparsity" else 1) for name, term in terms.items())
+        weights = {"sparsity": 7 if "auxiliary" in terms else first}
+        expected = sum(weights.get(name, 1) * term.item() for name, term in terms.items())
         totals.append((sorted(terms), whole[0][0].item() - expected))
         return terms
     monkeypatch.setattr(train.Passes, "direct", watched)
@@ -227,11 +231,13 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
     totals.clear()
     train.run(settings(*flags, "--no-auxiliary", "--out", flags[-1] + "-no-auxiliary"))
     assert {tuple(names) for names, _ in totals} == {("classification",)}
-    totals.clear()
-    train.run(settings(*flags, "--prune", "--sparsity", 7, "--out", flags[-1] + "-pruned"))
-    assert {tuple(names) for names, _ in totals} == {("classification",), ("classification", "sparsity"), (
-        "auxiliary", "classification"), ("auxiliary", "classification", "sparsity")}
-    assert all(abs(rest) < 1e-5 for _, rest in totals)
+    for base, first in ((0, 7), (2, 3)):
+        totals.clear()
+        train.run(settings(*flags, "--base", base, "--prune", "--sparsity", 7, "--base-sparsity", 3, "--out",
+                           f"{flags[-1]}-pruned-{base}"))
+        assert {tuple(names) for names, _ in totals} == {("classification",), ("classification", "sparsity"), (
+            "auxiliary", "classification"), ("auxiliary", "classification", "sparsity")}
+        assert all(abs(rest) < 1e-5 for _, rest in totals)
 
 
 def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):
