@@ -198,7 +198,8 @@ def others(run, runs):
     """
     def used(other):
         unused = (FIRST_OF_NONE if other.base else FIRST_OF_BASE) | (set() if other.method[2] else PRUNING)
-        return {key: value for key, value in other.config.items() if key not in unused}
+        config = {"base_sparsity": 0.0} | other.config  # runs from before it was a setting
+        return {key: value for key, value in config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
                  and any(used(other).get(key, value) != value for other in runs
                          if other.results["profile"] == run.results["profile"]))

@@ -170,6 +170,13 @@ def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):
     assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
 
 
+def test_a_run_from_before_a_lambda_s_of_the_first_step_has_none_of_its_own(tmp_path):
+    for name, config in (("a", {}), ("b", {"base_sparsity": 0.1})):
+        make_run(tmp_path / name, "B50-Inc10", pruned=True, config=config)
+    variants = {group.first.folder.name: group.variant for group in runs.grouped(runs.load_runs(tmp_path))}
+    assert variants == {"a": ("base_sparsity 0.0",), "b": ("base_sparsity 0.1",)}
+
+
 def test_two_profiles_are_told_apart_by_name(tmp_path, monkeypatch):
     """A dozen settings follow from it and would fill the legend; where runs of one profile differ, that is named."""
     make_run(tmp_path / "a", config={"batch": 32, "views": 10})
