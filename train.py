@@ -212,11 +212,6 @@ class Run:
         s = self.settings
         return (step == 0 and (s.base_epochs if s.base else s.first_epochs)) or s.epochs
 
-    def lambda_s(self, step: int) -> float:
-        """Weight of the sparsity loss at a step: the first may have its own where base is not 0."""
-        s = self.settings
-        return (step == 0 and s.base > 0 and s.base_sparsity) or s.sparsity
-
     def is_base(self, step: int) -> bool:
         """Whether a step has the base step's own schedule."""
         return self.settings.base > 0 and step == 0 and self.settings.base_epochs > 0
@@ -378,7 +373,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
     is_base, epochs, samples = r.is_base(r.step), r.epochs(r.step), samples.to(r.device)
     views = s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
-    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": r.lambda_s(r.step)}
+    lambda_s = (s.base > 0 and r.step == 0 and s.base_sparsity) or s.sparsity
+    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": lambda_s}
     net.auxiliary.requires_grad_(lambda_a > 0)
     model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
