@@ -78,13 +78,13 @@ def legend_label(group):
 
 
 def look(group, groups):
-    """A group's line style: its method's, made hollow where its settings are not the most usual ones."""
+    """A group's line style: its method's, made hollow where its settings are not the most usual ones of that method."""
     return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(2, rank(group, groups))]
 
 
 def rank(group, groups):
-    """0 where a group's settings are the most usual among groups, 1 for the next, ..."""
-    variants = [other.variant for other in groups]
+    """0 where a group's settings are the most usual among those of its method, 1 for the next, ..."""
+    variants = [other.variant for other in groups if other.method == group.method]
     return sorted(set(variants), key=lambda variant: (-variants.count(variant), variant)).index(group.variant)
 
 

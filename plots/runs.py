@@ -194,13 +194,15 @@ def others(run, runs):
     """In words, the rest of a run's settings in which the runs of its profile differ: of any method and protocol.
 
     What sets two profiles apart is left to their names, which `settings` gives; so a flag that all runs of one profile
-    were given is not named, as where a folder holds no other profile.
+    were given is not named, as where a folder holds no other profile. Nor is a base_sparsity of 0: it is no lambda_s,
+    it says that the first step has that of every step.
     """
     def used(other):
         unused = (FIRST_OF_NONE if other.base else FIRST_OF_BASE) | (set() if other.method[2] else PRUNING)
         config = {"base_sparsity": 0.0} | other.config  # runs from before it was a setting
         return {key: value for key, value in config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL
+                 and (value or key != "base_sparsity")
                  and any(used(other).get(key, value) != value for other in runs
                          if other.results["profile"] == run.results["profile"]))
 

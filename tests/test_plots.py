@@ -170,11 +170,23 @@ def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):
     assert variants == {"a": ("temperature 2",), "b": ("temperature 5",), "c": ("temperature 2",)}
 
 
-def test_a_run_from_before_a_lambda_s_of_the_first_step_has_none_of_its_own(tmp_path):
-    for name, config in (("a", {}), ("b", {"base_sparsity": 0.1})):
-        make_run(tmp_path / name, "B50-Inc10", pruned=True, config=config)
-    variants = {group.first.folder.name: group.variant for group in runs.grouped(runs.load_runs(tmp_path))}
-    assert variants == {"a": ("base_sparsity 0.0",), "b": ("base_sparsity 0.1",)}
+def test_a_lambda_s_of_the_first_step_is_named_where_there_is_one(tmp_path):
+    """0, and none at all in runs from before it was a setting, mean that of every step: one row with B0's."""
+    for name, protocol, pruned, config in (
+            ("a", "B0-Inc10", False, {}), ("b", "B0-Inc10", True, {"sparsity": 0.3}),
+            ("c", "B50-Inc10", True, {"sparsity": 0.3}),
+            ("d", "B50-Inc10", True, {"sparsity": 0.5, "base_sparsity": 0.1})):
+        make_run(tmp_path / name, protocol, pruned=pruned, config=config)
+    groups = runs.grouped(runs.load_runs(tmp_path))
+    assert {group.first.folder.name: group.variant for group in groups} == {
+        "a": (), "b": ("sparsity 0.3",), "c": ("sparsity 0.3",), "d": ("base_sparsity 0.1", "sparsity 0.5")}
+    looks = {group.first.folder.name: common.look(group, groups) for group in groups}
+    assert looks["a"] == common.LOOKS[common.DER]                    # the only ones of its method: not hollow
+    assert looks["b"] == looks["c"] == common.LOOKS[common.DER_PRUNED] != looks["d"]
+    for name, config in (("c", {}), ("d", {"base_sparsity": 0.1})):
+        make_run(tmp_path / "two" / name, "B50-Inc10", pruned=True, config=config)
+    variants = {group.first.folder.name: group.variant for group in runs.grouped(runs.load_runs(tmp_path / "two"))}
+    assert variants == {"c": (), "d": ("base_sparsity 0.1",)}
 
 
 def test_two_profiles_are_told_apart_by_name(tmp_path, monkeypatch):
