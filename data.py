@@ -141,9 +141,9 @@ class Dataset:
         """Put this fraction of each class's training images (at least one) in the place of the test set."""
         test = torch.zeros(len(self.train_labels), dtype=torch.bool)
         for label in range(len(self.class_names)):
-            members = (self.train_labels == label).nonzero()[:, 0]
-            members = members[torch.randperm(len(members), generator=torch.Generator().manual_seed(label))]
-            test[members[:min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+            images = members(self.train_labels, label, label + 1)
+            shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(label))]
+            test[shuffled[:min(max(1, round(fraction * len(images))), len(images) - 1)]] = True
         return Dataset(self.name, self.train_images[~test], self.train_labels[~test], self.train_images[test],
                        self.train_labels[test], self.class_names)
 

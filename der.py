@@ -463,7 +463,7 @@ class RunFolder:
             return file.tell()
 
     def cut_log(self, length: int) -> None:
-        """Drop what stands in log.jsonl behind its first length bytes."""
+        """Cut log.jsonl to its first length bytes."""
         with open(self.path / "log.jsonl", "ab") as file:
             file.truncate(min(length, file.tell()))
 
@@ -512,9 +512,12 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
     """
     folder = RunFolder(run_folder)
     config, state = folder.read("config.json"), folder.load()
-    if not config or not state or state["epoch"] > 0:
-        raise FolderError(f"{folder.path} holds no finished step: " +
-                          ("let the run go on to the step's end" if state else "give the folder of a run"))
+    if not config:
+        raise FolderError(f"{folder.path} holds no run: give the folder of one")
+    if not state:
+        raise FolderError(f"{folder.path} holds no checkpoint to read the model from: train that run again")
+    if state["epoch"] > 0:
+        raise FolderError(f"{folder.path} was stopped within a step: let the run go on to the step's end")
     where = choose_device(device)
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
     net.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))

@@ -78,6 +78,8 @@ for argument in "$@"; do
     case $argument in
         --profile | --profile=*) wrong="give the profile as the mode: fast, paper, demo, ablation --profile NAME" ;;
         --out | --out=*) wrong="each run has a folder of its own: put them elsewhere with RUNS=FOLDER" ;;
+        --base | --base=* | --increment | --increment=* | --expansion | --no-expansion | --auxiliary | --no-auxiliary)
+            wrong="${argument%%=*} is the mode's to give: for another protocol or method run train.py itself" ;;
         *) continue ;;
     esac
     echo "run_cifar100.sh: $wrong" >&2

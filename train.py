@@ -50,7 +50,7 @@ def setting(default, text: str, **rule):
 
 @dataclass
 class Settings:
-    """Every setting of a run; each is a flag of the same name. The defaults are the paper's."""
+    """Every setting of a run; each is a flag of the same name. The values here are the paper's; see PROFILES."""
 
     data: str = setting("cifar100", "cifar100, synthetic, or the path of an .npz file")
     root: str = setting("data", "folder into which cifar100 is downloaded")
@@ -114,7 +114,7 @@ class Settings:
 PROFILES = {
     "paper": {},
     # A fifth of the epochs; the first step, which starts from random weights, has more. One cycle with Nesterov's
-    # momentum needs few, and small batches make iterations of a step's 5000 to 7000 images.
+    # momentum needs few, and small batches give an epoch of 5000 to 7000 images more iterations.
     # A narrow or pruned network's few features leave stage 2 short of gradient at temperature 5.
     # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
     "fast": dict(epochs=30, first_epochs=120, base_epochs=60, schedule="onecycle", warmup=0, batch=32, nesterov=True,
@@ -139,11 +139,12 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     for f in fields(Settings):
         default = "empty" if f.default == "" else f.default
-        presets = "".join(f"; {name}: {preset[f.name]}" for name, preset in PROFILES.items() if f.name in preset)
+        if any(f.name in preset for preset in PROFILES.values()):
+            default = ", ".join(f"{preset.get(f.name, f.default)} in {name}" for name, preset in PROFILES.items())
         kind = {bool: dict(action=argparse.BooleanOptionalAction), tuple: dict(type=int, nargs="*")}.get(
             type(f.default), dict(type=type(f.default), choices=f.metadata["rule"].get("choices")))
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
-                            help=f"{f.metadata['help']} (default: {default}{presets})")
+                            help=f"{f.metadata['help']} (default: {default})")
     given = vars(parser.parse_args(arguments))
     if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
         config = RunFolder(given["evaluate"]).read("config.json")
@@ -181,7 +182,7 @@ def check_settings(s: Settings) -> None:
             raise SettingsError(f"--{flag} {epochs}: the learning rate would never fall, for the first of its "
                                 f"milestones is epoch {warmup + min(milestones)}; give --{other} too")
     if s.prune and int(s.mask_share * shortest) < 1:
-        raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise it")
+        raise SettingsError(f"--mask-share {s.mask_share} of {shortest} epochs leaves the masks none: raise either")
 
 
 # ---------------------------------------------------------------------------------------------------------- the run
@@ -243,7 +244,7 @@ class Run:
             self.supernet.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
             if str(self.device) not in self.results["latency_device"]:
                 self.results["latency_device"] += f", then {self.device}"
-        self.folder.cut_log(self.log_bytes)  # what stands behind the checkpoint will be written again
+        self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again
         return state
 
 
@@ -256,10 +257,10 @@ def run(s: Settings) -> dict:
         r.folder.release()
 
 
-def learn(r: Run, training: dict) -> dict:
+def learn(r: Run, checkpoint: dict) -> dict:
     """The whole protocol: for each step expand, stage 1, stage 2, pick exemplars, test. Returns the results.
 
-    training: the state of a stage 1 under way, from the checkpoint, or {}.
+    checkpoint: what the run goes on from, with the state of a stage 1 under way, or {}.
     """
     last = min(r.settings.steps or len(r.increments), len(r.increments))
     progress = Progress(r, last)
@@ -272,7 +273,7 @@ def learn(r: Run, training: dict) -> dict:
             torch.manual_seed(r.generator(stage=0).initial_seed())
             r.supernet.expand(n_new)
 
-        train_representation(r, samples, n_old, training, progress)  # stage 1
+        train_representation(r, samples, n_old, checkpoint, progress)  # stage 1
         r.supernet.freeze()
         stage1, _ = test(r)
         if r.step > 0:
@@ -282,7 +283,7 @@ def learn(r: Run, training: dict) -> dict:
         r.memory.add([same(images[herding(extract(r, images), share)]) for images in classes])
         record(r, stage1, *test(r))
 
-        r.step, r.epoch, r.earlier, r.clock, training = r.step + 1, 0, 0.0, time.monotonic(), {}
+        r.step, r.epoch, r.earlier, r.clock, checkpoint = r.step + 1, 0, 0.0, time.monotonic(), {}
         r.save()
     return r.results
 
@@ -367,8 +368,8 @@ class Passes:
 
 # ------------------------------------------------------------------------------------------ stage 1: representation
 
-def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
-    """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
+def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, progress: Progress) -> None:
+    """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in checkpoint."""
     s, net, old = r.settings, r.supernet, {}
     is_base, epochs, samples = r.is_base(r.step), r.epochs(r.step), samples.to(r.device)
     views = s.views or epochs
@@ -381,8 +382,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
                                 fused=True)
     scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
     if r.epoch > 0:
-        optimizer.load_state_dict(training["optimizer"])
-        scheduler.load_state_dict(training["scheduler"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
 
     def loss(index: Tensor, draw: Tensor, features: Tensor | None, slope: Tensor | None,
              weight: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -404,13 +405,6 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         total = sum(weights[name] * term for name, term in terms.items())
         return weight * total, {name: weight * term for name, term in terms.items()}
 
-    def gradients(whole: Tensor) -> dict[str, Tensor]:
-        """Both passes of a batch, whole [B] (places in samples) -> the loss's terms."""
-        batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
-        weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
-        return passes(samples[batch], draw[:, batch], old[view][batch] if old else None,
-                      next(slopes) if net.masked() else None, weight)
-
     passes = Passes(loss, optimizer)
     for epoch in range(r.epoch, epochs):
         generator, lr = r.generator(1, epoch), scheduler.get_last_lr()[0]
@@ -429,10 +423,18 @@ def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, pr
         if net.masked():  # on the device before they are needed: nothing waits for a batch's
             slopes = iter(torch.tensor([prune.anneal(b, len(parts), s.s_max) for b in range(1, len(parts) + 1)],
                                        dtype=torch.double, device=r.device))
+
+        def gradients(whole: Tensor) -> dict[str, Tensor]:
+            """Both passes of a batch, whole [B] (places in samples) -> the loss's terms."""
+            batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
+            weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
+            return passes(samples[batch], draw[:, batch], old[view][batch] if old else None,
+                          next(slopes) if net.masked() else None, weight)
+
         terms = train_epoch(parts, gradients, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1
         progress.epoch(1, r.epoch, epochs, lr, terms)
-        # Behind every epoch, unless it would take more than a twentieth of the time (a large network on a GPU).
+        # After every epoch, unless that would take more than a twentieth of the time (a large network on a GPU).
         if r.epoch == epochs or time.monotonic() - r.saved > 20 * r.saving:
             r.save(optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict())
 
@@ -701,13 +703,14 @@ class Progress:
         self.origin = self.position(r.step, r.epoch / r.epochs(r.step))
 
     def position(self, step: int, share: float = 0.0) -> float:
-        """Work behind a point of the run: an image costs a quarter more for each frozen extractor that looks at it."""
+        """Work done up to a point of the run: an image costs a quarter more for each frozen extractor that sees it."""
         r, costs = self.r, []
         for t, n in enumerate(r.increments):
             seen = sum(r.increments[:t])
             images = seen * r.memory.share(seen) if t else 0
             images += n * len(r.data.train_labels) / sum(r.increments)
-            costs.append(images * (r.epochs(t) + t / 4 * min(r.settings.views or r.epochs(t), r.epochs(t))))
+            frozen = t if r.settings.expansion else 0
+            costs.append(images * (r.epochs(t) + frozen / 4 * min(r.settings.views or r.epochs(t), r.epochs(t))))
         return sum(costs[:step]) + share * costs[min(step, len(costs) - 1)]
 
     def tick(self, images: int) -> None:

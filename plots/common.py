@@ -30,7 +30,8 @@ LOOKS = {
     PAPER_PRUNED: dict(color="#009E73", ls="-.", marker="v", lw=1.0, ms=4, mfc="white", mew=0.8),
     REPORT: dict(color="#E69F00", ls=(0, (1, 1)), marker="D", lw=1.4, ms=3.2, mfc="white", mew=0.8),
 }
-VARIANTS = [dict(), dict(mfc="white", ls=(0, (6, 1.5))), dict(mfc="white", ls=(0, (3, 1, 1, 1)), alpha=0.6)]
+VARIANTS = [dict(), dict(mfc="white", ls=(0, (6, 1.5))), dict(mfc="white", ls=(0, (3, 1, 1, 1)), alpha=0.6),
+            dict(ls=(0, (1, 1)), alpha=0.6), dict(mfc="white", ls="-", alpha=0.4)]
 FONT = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
         "grid.color": "#e0e0e0", "grid.linewidth": 0.5, "axes.axisbelow": True, "pdf.fonttype": 42}
@@ -79,7 +80,7 @@ def legend_label(group):
 
 def look(group, groups):
     """A group's line style: its method's, made hollow where its settings are not the most usual ones of that method."""
-    return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(2, rank(group, groups))]
+    return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(len(VARIANTS) - 1, rank(group, groups))]
 
 
 def rank(group, groups):

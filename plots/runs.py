@@ -123,6 +123,11 @@ class Run:
         epochs = self.config.get("base_epochs" if self.base else "first_epochs", 0)
         return (f"{epochs} the first of B{self.base}",) if epochs else ()
 
+    def pruning(self):
+        """In words, lambda_s of a pruned run, and that of its first step where it has its own."""
+        keys = ("base_sparsity", "sparsity") if self.base else ("sparsity",)
+        return tuple(f"{key} {self.config[key]}" for key in keys if self.results["pruned"] and self.config.get(key))
+
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""
         path = self.folder / "log.jsonl"

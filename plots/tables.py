@@ -127,7 +127,7 @@ def run_row(run):
     forgetting = "–" if r.get("forgetting") is None else f"{r['forgetting']:.2f}"
     parameters = [f"{count / 1e6:.3g} M" for count in (r["parameters"][-1], np.mean(r["parameters"]))]
     dagger = "" if run.finished else " †"
-    settings = ", ".join(run.settings() + run.first_step())
+    settings = ", ".join(run.settings() + run.first_step() + run.pruning())
     return [run.folder.name, run.protocol, common.name(run.method), settings, r["order"], r["seed"],
             f"{run.done} of {run.total}", f"{r['average']:.2f}{dagger}", f"{r['last']:.2f}{dagger}", forgetting,
             *parameters, f"{r['ms_per_image'][-1]:.3g}", duration(sum(r["seconds"]))]

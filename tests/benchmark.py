@@ -30,7 +30,7 @@ SAMPLES = 2500 + 2000  # of a step of CIFAR-100's B0-Inc5: new images and exempl
 
 
 class Watch:
-    """Stands in for train.Progress: does step() behind each batch, and keeps the seconds of both, epoch by epoch."""
+    """Stands in for train.Progress: does step() after each batch, and keeps the seconds of both, epoch by epoch."""
 
     def __init__(self, step=lambda: None):
         self.step, self.start, self.epochs = step, None, [[]]

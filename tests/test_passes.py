@@ -87,7 +87,6 @@ def test_recorded_passes_are_the_passes(extra, device, flags, monkeypatch):
     assert len(recorded) >= 4  # two sizes of batch in stage 1, of each step
     monkeypatch.setattr(train.Passes, "__call__", lambda self, *a: self.optimizer.zero_grad() or self.direct(*a))
     train.run(settings(*flags, "--out", flags[flags.index("--out") + 1] + "-plain"))
-    graphs, plain = ([line for line in log_of(flags[flags.index("--out") + 1] + end) if line["step"] == 1]
-                     for end in ("", "-plain"))
-    for a, b in zip(graphs, plain, strict=True):
-        assert a["classification"] == pytest.approx(b["classification"], rel=0.02)
+    graphs, plain = (log_of(flags[flags.index("--out") + 1] + end) for end in ("", "-plain"))
+    for a, b in zip(graphs, plain, strict=True):  # on a GPU the second step begins from weights that differ already
+        assert device == "cuda" and a["step"] > 1 or a == {name: pytest.approx(b[name], rel=0.02) for name in b}

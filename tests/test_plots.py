@@ -180,6 +180,8 @@ def test_a_lambda_s_of_the_first_step_is_named_where_there_is_one(tmp_path):
     groups = runs.grouped(runs.load_runs(tmp_path))
     assert {group.first.folder.name: group.variant for group in groups} == {
         "a": (), "b": ("sparsity 0.3",), "c": ("sparsity 0.3",), "d": ("base_sparsity 0.1", "sparsity 0.5")}
+    assert {name: runs.load_run(tmp_path / name).pruning() for name in "abcd"} == {  # for the report
+        "a": (), "b": ("sparsity 0.3",), "c": ("sparsity 0.3",), "d": ("base_sparsity 0.1", "sparsity 0.5")}
     looks = {group.first.folder.name: common.look(group, groups) for group in groups}
     assert looks["a"] == common.LOOKS[common.DER]                    # the only ones of its method: not hollow
     assert looks["b"] == looks["c"] == common.LOOKS[common.DER_PRUNED] != looks["d"]

@@ -33,7 +33,7 @@ def test_two_processes_train_as_one_does(extra, stops, flags, tmp_path):
         assert done.stdout.count("settings:") == 1
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert len(one) == len(two) == 12
-    for a, b in zip(one, two):  # behind the first 20 iterations roundings have grown
+    for a, b in zip(one, two):  # after the first 20 iterations roundings have grown
         assert a.keys() == b.keys() and a == pytest.approx(b, abs=1e-3 if a["step"] == 1 else 5e-2)
     first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["memory"] for name in ("one", "two"))
     assert [chosen.tolist() for chosen in first[:3]] == [chosen.tolist() for chosen in second[:3]]

@@ -167,12 +167,22 @@ def test_a_mask_multiplies_what_batch_norm_gives():
 
 def test_a_batch_leaves_nothing_behind():
     extractor = masked()
-    for batch in range(12):
+    for batch in range(40):
         if batch == 2:
             before = sum(torch.is_tensor(thing) for thing in gc.get_objects())
         prune.set_masks(extractor, 2.0)
         prune.sparsity_loss(extractor).backward()
     assert sum(torch.is_tensor(thing) for thing in gc.get_objects()) <= before + 12
+
+
+def test_masks_have_a_learning_rate_of_their_own_and_no_weight_decay():
+    s = train.parse_settings(["--prune", "--width", "32", "--lr", "0.1"])
+    net = der.Supernet(s.width, masks=s.mask_start).expand(2)
+    weights, masks = train.groups(net, s)
+    es = {id(mask.e) for mask in net.extractors[-1].masks.values()}
+    assert masks["lr"] == 0.2 and masks["weight_decay"] == 0 and weights.keys() == {"params"}
+    assert {id(p) for p in masks["params"]} == es
+    assert {id(p) for p in weights["params"]} == {id(p) for p in net.parameters()} - es
 
 
 def test_spread_puts_every_compact_weight_back_in_its_place():

@@ -131,7 +131,10 @@ def test_predict_refuses_other_images():
 
 
 def test_load_refuses_what_is_no_finished_step(flags, tmp_path, monkeypatch):
-    with pytest.raises(der.FolderError, match="holds no finished step"):
+    with pytest.raises(der.FolderError, match="holds no run"):
+        der.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"width": 2}')  # as where a run's results were published
+    with pytest.raises(der.FolderError, match="holds no checkpoint"):
         der.load(tmp_path)
     monkeypatch.setattr(train.Progress, "epoch", lambda self, stage, epoch, *a: 1 / (2 - epoch))
     with pytest.raises(ZeroDivisionError):

@@ -52,6 +52,9 @@ def test_what_is_not_expanded_is_not_pruned(mode, call):
     (["ablation", "--width", "16", "--profile", "paper"], "ablation --profile NAME"),
     (["--out", "x"], "RUNS=FOLDER"),
     (["demo", "--out=x"], "RUNS=FOLDER"),
+    (["--increment", "20"], "--increment is the mode's to give"),
+    (["demo", "--base=4"], "--base is the mode's to give"),
+    (["--prune", "--no-auxiliary"], "run train.py itself"),
     (["figures"], "there are no results yet"),
 ])
 def test_what_is_refused(arguments, line, call):

@@ -164,6 +164,16 @@ def test_nothing_of_the_future_is_read(steps, flags, monkeypatch):
     assert log_of(out / "future") == log_of(out) and results_of(out / "future") == results_of(out)
 
 
+def test_the_test_images_are_not_read_where_training_images_are_held_out(flags, tiny, monkeypatch):
+    flags = [*flags, "--validation", "0.2"]
+    out, arrays = Path(flags[-3]), data.from_npz(tiny)
+    train.run(settings(*flags))
+    destroyed = dataclasses.replace(arrays, test_images=torch.full_like(arrays.test_images, 7))
+    monkeypatch.setattr(data, "load", lambda *_: destroyed)
+    train.run(settings(*flags, "--out", out / "destroyed"))
+    assert log_of(out / "destroyed") == log_of(out) and results_of(out / "destroyed") == results_of(out)
+
+
 @pytest.mark.parametrize("budget, shares", [(("--memory", 24), [12, 6, 4]),
                                             (("--base", 2, "--memory-per-class", 5), [5, 5, 5])])
 def test_memory_of_a_run(budget, shares, flags, monkeypatch):
@@ -311,9 +321,9 @@ HARD = ("--prune", "--sparsity", "100", "--epochs", "6", "--width", "4")
                                    ("--precision", "bfloat16", "--base", "4"),
                                    HARD, (*HARD, "--schedule", "steps", "--warmup", "4", "--milestones", "1")])
 def test_interrupted_anywhere_or_not_the_numbers_are_the_same(extra, flags, monkeypatch):
-    """A run of one process; the same again; one that stops behind each of its checkpoints in turn.
+    """A run of one process; the same again; one that stops after each of its checkpoints in turn.
 
-    That is before, at and behind compaction; once in a warm-up, whose scheduler goes on with what is left.
+    That is before, at and after compaction; once in a warm-up, whose scheduler goes on with what is left.
     """
     out = Path(flags[-1])
     train.run(settings(*flags, *extra))
