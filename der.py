@@ -517,7 +517,7 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
     if not state:
         raise FolderError(f"{folder.path} holds no checkpoint to read the model from: train that run again")
     if state["epoch"] > 0:
-        raise FolderError(f"{folder.path} was stopped within a step: let the run go on to the step's end")
+        raise FolderError(f"{folder.path} stands within a step: let the run go on to the step's end")
     where = choose_device(device)
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
     net.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))

@@ -79,7 +79,7 @@ def legend_label(group):
 
 
 def look(group, groups):
-    """A group's line style: its method's, made hollow where its settings are not the most usual ones of that method."""
+    """A group's line style: its method's, varied where its settings are not the most usual ones of that method."""
     return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(len(VARIANTS) - 1, rank(group, groups))]
 
 

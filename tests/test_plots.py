@@ -191,6 +191,13 @@ def test_a_lambda_s_of_the_first_step_is_named_where_there_is_one(tmp_path):
     assert variants == {"c": (), "d": ("base_sparsity 0.1",)}
 
 
+def test_five_settings_of_one_method_have_five_looks(tmp_path):
+    for sparsity in range(1, 6):
+        make_run(tmp_path / str(sparsity), pruned=True, config={"sparsity": sparsity})
+    groups = runs.grouped(runs.load_runs(tmp_path))
+    assert len({str(common.look(group, groups)) for group in groups}) == 5
+
+
 def test_two_profiles_are_told_apart_by_name(tmp_path, monkeypatch):
     """A dozen settings follow from it and would fill the legend; where runs of one profile differ, that is named."""
     make_run(tmp_path / "a", config={"batch": 32, "views": 10})
