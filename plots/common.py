@@ -106,9 +106,11 @@ def caption(groups, unfinished=True):
     runs = [run for group in groups for run in group.runs]
     if not runs:
         return "None of our runs is shown here."
-    shared = [words for words in runs[0].settings()
-              if words != "held-out images" and all(words in run.settings() for run in runs)] + first_steps(runs)
-    shared += [plural(key, (run.results[key] for run in runs)) for key in ("order", "seed")]
+    first, shared = first_steps(runs), [words for words in runs[0].settings() if words != "held-out images"
+                                        and all(words in run.settings() for run in runs)]
+    if first and not any(words.endswith("epochs a step") for words in shared):  # then it has to say what it counts
+        first[0] = first[0].replace(" the first", " epochs the first")
+    shared += first + [plural(key, (run.results[key] for run in runs)) for key in ("order", "seed")]
     text = f"Ours: {title(runs)}; {', '.join(shared).replace(' ', NO_BREAK).replace(',' + NO_BREAK, ', ')}."
     if any(len(group.runs) > 1 for group in groups):
         text += " Means over runs, with the lowest and the highest."

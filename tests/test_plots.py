@@ -230,6 +230,10 @@ def test_the_recipe_of_a_run_is_in_its_words(tmp_path):
     assert sum("label smoothing 0.1" in text for text in captions) == 1
     assert sum(f"{epochs} epochs a step, 120 the first of B0" in text for text in captions) == 1
     assert "the first of" not in common.caption(groups).replace(common.NO_BREAK, " ")
+    for more in (0, 1):
+        make_run(tmp_path / "more" / str(more), config={"first_epochs": 60, "epochs": epochs + more})
+    text = common.caption(runs.grouped(runs.load_runs(tmp_path / "more"))).replace(common.NO_BREAK, " ")
+    assert "60 epochs the first of B0" in text and "epochs a step" not in text    # what is counted is said either way
 
 
 def test_the_protocols_of_one_profile_are_one_row(tmp_path):
