@@ -106,8 +106,9 @@ def caption(groups, unfinished=True):
     runs = [run for group in groups for run in group.runs]
     if not runs:
         return "None of our runs is shown here."
-    first, shared = first_steps(runs), [words for words in runs[0].settings() if words != "held-out images"
-                                        and all(words in run.settings() for run in runs)]
+    shared = [words for words in runs[0].settings()
+              if words != "held-out images" and all(words in run.settings() for run in runs)]
+    first = first_steps(runs)
     if first and not any(words.endswith("epochs a step") for words in shared):  # then it has to say what it counts
         first[0] = first[0].replace(" the first", " epochs the first")
     shared += first + [plural(key, (run.results[key] for run in runs)) for key in ("order", "seed")]
