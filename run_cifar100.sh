@@ -95,17 +95,17 @@ case $mode in
         set_up
         shopt -s nullglob
         [ $# -gt 0 ] || [ -z "${RUNS:-}" ] || set -- "$RUNS"
-        results=(runs/*/results.json runs/*/*/results.json)
-        [ ${#results[@]} -eq 0 ] || [ $# -gt 0 ] || set -- runs/*
+        if [ $# -eq 0 ]; then
+            for folder in runs/*; do
+                results=("$folder"/*/results.json)
+                [ ${#results[@]} -eq 0 ] && [ ! -f "$folder/results.json" ] || set -- "$@" "$folder"
+            done
+        fi
         [ $# -gt 0 ] || set -- plots/measured # nothing was run here yet
-        drawn= failed=0
+        failed=0
         for folder in "$@"; do
-            results=("$folder"/results.json "$folder"/*/results.json)
-            [ -f "${results[0]}" ] || results=("${results[@]:1}")
-            [ ${#results[@]} -eq 0 ] || { drawn=yes; draw "$folder" || failed=$?; }
+            draw "$folder" || failed=$?
         done
-        [ -n "$drawn" ] || {
-            echo "run_cifar100.sh: there are no results yet; run it without 'figures'" >&2; exit 2; }
         exit $failed ;;
     demo)
         set_up

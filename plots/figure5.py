@@ -44,7 +44,7 @@ def our_losses(run):
 def report_losses():
     """The report's losses in the form of our_losses."""
     epochs = REPORT["epochs_per_step"]
-    rows = [dict(epoch=i % epochs + 1, classification=c, auxiliary=a)
+    rows = [dict(epoch=i % epochs + 1, classification=c) | (dict(auxiliary=a) if a else {})  # 0: not trained with it
             for i, (c, a) in enumerate(zip(REPORT["classification"], REPORT["auxiliary"]))]
     return [rows[start:start + epochs] for start in range(0, len(rows), epochs)]
 
@@ -52,7 +52,7 @@ def report_losses():
 def draw_losses(ax, part, steps, label, **look):
     """A line for each step that has this part in its loss; x = steps before + epoch / epochs of the step."""
     for i, rows in enumerate(steps):
-        points = [(i + row["epoch"] / rows[-1]["epoch"], row[part]) for row in rows if row.get(part)]
+        points = [(i + row["epoch"] / rows[-1]["epoch"], row[part]) for row in rows if part in row]
         if points:
             ax.plot(*zip(*points), label=label, **look)
 
@@ -86,7 +86,8 @@ def frame(axes, parts, groups, losses, total, compare):
         mark_epochs(above.xaxis, report_losses())
         above.set_xlabel("epoch of the step, report")
     for ax, part in zip(axes, parts):
-        ax.set(ylabel=PARTS[part], ylim=(0, ax.dataLim.y1 * (1.2 if ax is axes[0] else 1.05)))  # room for the names
+        top = ax.dataLim.y1 or 1  # a first step of one class has no loss
+        ax.set(ylabel=PARTS[part], ylim=(0, top * (1.2 if ax is axes[0] else 1.05)))  # room for the names
         ax.grid(axis="x", visible=False)
         for i in range(1, total):
             ax.axvline(i, color="#555555", lw=0.8, ls=(0, (4, 2)))
@@ -101,7 +102,7 @@ def draw(runs, out):
     losses = [our_losses(group.first) for group in groups]
     compare = common.on_cifar(runs) and groups[0].protocol == REPORT["protocol"]
     parts = [part for part in PARTS
-             if part == "classification" or any(row.get(part) for steps in losses for rows in steps for row in rows)]
+             if part == "classification" or any(part in row for steps in losses for rows in steps for row in rows)]
     fig, axes = plt.subplots(len(parts), figsize=(7.2, 0.7 + 1.75 * len(parts)), sharex=True, layout="constrained",
                              squeeze=False)
     fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)

@@ -154,7 +154,8 @@ def load_runs(folder):
     inside = [folder] if (folder / "config.json").exists() else sorted(p for p in folder.iterdir() if p.is_dir())
     runs = [load_run(path) for path in inside if (path / "results.json").exists()]
     if not runs:
-        raise Bad(f"{folder}: no run in it has a results.json (a run writes it after its first step); train first")
+        raise Bad(f"{folder}: no run in it has a results.json (a run writes it after its first step): name the folder "
+                  "that holds the run folders, or train first")
     data = sorted({run.results["dataset"] for run in runs})
     if len(data) > 1:
         raise Bad(f"{folder}: its runs are on different data ({', '.join(data)}); give each a folder of its own")

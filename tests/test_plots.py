@@ -126,6 +126,22 @@ def test_the_steps_table_compares_the_longest_run_with_its_counterpart(tmp_path)
     assert means[1].endswith("|  |")
 
 
+def test_losses_of_zero_are_drawn(tmp_path):
+    make_run(tmp_path / "a", "B0-Inc1", done=1)
+    line = dict(step=1, stage=1, epoch=1, classification=0.0, lr=0.1, seconds=1.0)  # one class: nothing to confuse
+    (tmp_path / "a" / "log.jsonl").write_text(json.dumps(line) + "\n")
+    ax = figure5.plt.figure().subplots()
+    figure5.draw_losses(ax, "classification", figure5.our_losses(runs.load_runs(tmp_path)[0]), "ours")
+    assert ax.lines[0].get_ydata().tolist() == [0.0]
+    done = plot("figure5.py", tmp_path)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_a_data_sets_name_is_no_formula(tmp_path):
+    make_run(tmp_path / "a", dataset="a$b_$c.npz")
+    assert plot("figure4.py", tmp_path).returncode == 0
+
+
 def test_other_data_gets_no_cifar_numbers(tmp_path):
     make_run(tmp_path / "a", "B0-Inc4", "synthetic", num_classes=20)
     assert plot("tables.py", tmp_path).returncode == 0

@@ -55,25 +55,28 @@ def test_what_is_not_expanded_is_not_pruned(mode, call):
     (["--increment", "20"], "--increment is the mode's to give"),
     (["demo", "--base=4"], "--base is the mode's to give"),
     (["--prune", "--no-auxiliary"], "run train.py itself"),
-    (["figures"], "there are no results yet"),
 ])
 def test_what_is_refused(arguments, line, call):
     code, err, runs = call(*arguments)
     assert code == 2 and line in err and err.count("\n") == 1 and not runs
 
 
-def test_figures_of_a_run_alone_or_of_several(call, tmp_path):
-    for name in ("runs/fast/B0-Inc10", "flowers"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "results.json").touch()
-    assert call("figures")[:2] == (0, "") and call("figures", str(tmp_path / "flowers"))[:2] == (0, "")
-    assert call("figures", str(tmp_path / "runs"))[0] == 2
-
-
 def drawn(tmp_path):
     """Folders that each script of plots/ was called on."""
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     return [words[1] for words in calls if words[0] == "plots/tables.py"]
+
+
+def test_figures_of_the_folders_that_are_named(call, tmp_path):
+    assert call("figures", "runs/a", "typo")[:2] == (0, "") and drawn(tmp_path) == ["runs/a", "typo"]
+
+
+def test_figures_of_a_run_alone_and_of_several(call, tmp_path):
+    for name in ("runs/fast/B0-Inc10", "runs/flowers", "runs/begun"):
+        (tmp_path / name).mkdir(parents=True)
+        if name != "runs/begun":
+            (tmp_path / name / "results.json").touch()
+    assert call("figures")[:2] == (0, "") and drawn(tmp_path) == ["runs/fast", "runs/flowers"]
 
 
 def test_figures_of_what_was_run_here_else_of_what_is_published(call, tmp_path):
