@@ -1,6 +1,7 @@
 """run_cifar100.sh: which runs a mode makes, with which flags; what it refuses. A stand-in for Python notes its calls."""
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,16 @@ def drawn(tmp_path):
 
 def test_figures_of_the_folders_that_are_named(call, tmp_path):
     assert call("figures", "runs/a", "typo")[:2] == (0, "") and drawn(tmp_path) == ["runs/a", "typo"]
+
+
+def test_folders_without_results_are_said(call, tmp_path):
+    shutil.copytree(SCRIPT.parent / "plots", tmp_path / "plots", ignore=shutil.ignore_patterns("measured"))
+    (tmp_path / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec "{sys.executable}" "$@"\n')
+    (tmp_path / "runs" / "fast" / "B0-Inc10").mkdir(parents=True)
+    for arguments, line in (([], "plots/measured: no such folder"), (["typo"], "typo: no such folder"),
+                            (["runs"], "runs: no run in it has a results.json")):
+        code, err, _ = call("figures", *arguments)
+        assert code == 2 and line in err and err.count("\n") == 1
 
 
 def test_figures_of_a_run_alone_and_of_several(call, tmp_path):
