@@ -44,7 +44,8 @@ def on_cifar(runs):
 
 def title(runs):
     """The data set, in words that nobody takes for CIFAR-100 where it is another."""
-    data, classes = runs[0].results["dataset"].replace("$", r"\$"), runs[0].results["num_classes"]  # a pair is a formula
+    data = runs[0].results["dataset"].replace("$", r"\$")  # a pair of $ would be a formula
+    classes = runs[0].results["num_classes"]
     return data if on_cifar(runs) else f"{data} data, {classes} classes (not CIFAR-100)"
 
 
