@@ -609,8 +609,8 @@ def table_row(results: dict, step: int) -> str:
 # ------------------------------------------------------------------------------------------------ several processes
 
 def rank() -> int:
-    """Which of torchrun's processes this is; 0 writes and speaks."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Which of torchrun's processes this is, also before they have joined; 0 writes and speaks."""
+    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
 
 
 def world_size() -> int:
@@ -645,7 +645,7 @@ def join(device: torch.device) -> None:
 
 def complain(error: Exception) -> None:
     """One clear line on stderr, of one process."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank() == 0:
         print(f"train.py: {error}", file=sys.stderr)
 
 
@@ -672,6 +672,11 @@ def open_run(s: Settings) -> Run:
     order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
+    fingerprint, data = data.fingerprint(), data.reorder(order)
+    data = data.hold_out(s.validation) if s.validation else data
+    if len(members(data.train_labels, 0, steps[0])) < 2:  # every class has two, but --validation may take one
+        raise SettingsError(f"--validation {s.validation} leaves the first step a single image, too few for BatchNorm: "
+                            f"give a lower one, or --{'base' if s.base else 'increment'} 2 or more")
     protocol = f"B{s.base}-Inc{s.increment}"
     s.out = s.out or f"runs/{'' if data.name == 'CIFAR-100' else Path(data.name).stem + '-'}{s.profile}/{protocol}"
     folder = (ReadOnly if rank() else RunFolder)(s.out)
@@ -680,12 +685,10 @@ def open_run(s: Settings) -> Run:
     precision = choose_precision(s.precision, device)
     s.precision = str(precision).removeprefix("torch.")
     say(textwrap.fill("settings: " + ", ".join(f"{name} {value}" for name, value in asdict(s).items()), 120))
-    folder.claim(dict(asdict(s), dataset=data.name, fingerprint=data.fingerprint(), machine=machine(device)),
-                 MAY_DIFFER, asdict(Settings()), s.restart)
+    folder.claim(dict(asdict(s), dataset=data.name, fingerprint=fingerprint, machine=machine(device)), MAY_DIFFER,
+                 asdict(Settings()), s.restart)
     if dist.is_initialized():
         dist.barrier()  # the folder is what the first process made of it
-    data = data.reorder(order)
-    data = data.hold_out(s.validation) if s.validation else data
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
                    pruned=s.prune, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
                    steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device))

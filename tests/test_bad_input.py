@@ -43,6 +43,8 @@ def call(monkeypatch, capsys, flags):
     (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
+    (["--validation", "0.99", "--increment", "1"], "--validation 0.99 leaves the first step a single image"),
+    (["--validation", "0.99", "--base", "1", "--increment", "1"], "or --base 2 or more"),
     (["--milestones", "ten"], "invalid int value: 'ten'"),
     (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of 3 epochs"),
     (["--schedule", "steps", "--warmup", "2", "--first-epochs", "2", "--milestones"],

@@ -31,6 +31,8 @@ def test_two_processes_train_as_one_does(extra, stops, flags, tmp_path):
         done = launch(2, *flags, "--steps", str(steps), "--out", str(tmp_path / "two"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("settings:") == 1
+    tested = launch(2, "--evaluate", str(tmp_path / "two"))
+    assert tested.returncode == 0 and tested.stdout.count(" test images of ") == tested.stdout.count("  in ") == 1
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert len(one) == len(two) == 12
     for a, b in zip(one, two):  # after the first 20 iterations roundings have grown
