@@ -4,7 +4,7 @@
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is one
 that has a pruned run, if possible with one beside it that is not; among several, the one with the most steps done.
-Without a pruned run nothing is drawn.
+Without a pruned run nothing is drawn. Latencies are drawn of one machine alone, that of the first pruned run.
 """
 import matplotlib.pyplot as plt
 
@@ -26,7 +26,8 @@ def chosen(groups):
 
 def panel(ax, key, label, scale, groups):
     """One quantity over the classes seen; of the parameters, what they would be without pruning too."""
-    for group in groups:
+    drawn = groups if key != "ms_per_image" else comparable(groups)
+    for group in drawn:
         seen, (mean, low, high) = group.first.results["classes_seen"], group.of(key)
         look = common.look(group, groups)
         ax.plot(seen, mean * scale, label=common.legend_label(group), **look)
@@ -36,9 +37,17 @@ def panel(ax, key, label, scale, groups):
         ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
     ax.set(xlabel="classes seen", ylabel=label)
+    if len(drawn) < len(groups):
+        ax.set_title("one machine's only; the others' are in the table", fontsize=8)
     if key != "accuracy":
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
     ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def comparable(groups):
+    """The groups from the machine of the first pruned one: latencies of two machines say nothing about pruning."""
+    machine = next(group.machine() for group in groups if group.method == common.DER_PRUNED)
+    return [group for group in groups if group.machine() == machine]
 
 
 def kept_panel(ax, groups):
@@ -60,10 +69,11 @@ def table(groups):
     rows = []
     for group in groups:
         columns = [group.of(key)[0] for key in ("parameters", "parameters_unpruned", "ms_per_image", "accuracy")]
-        rows += [f"| {common.label(group)} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | {ms:.2f} | {top1:.2f} |\n"
+        rows += [f"| {common.label(group)} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | {top1:.2f} | {ms:.2f} | "
+                 f"{group.machine()} |\n"
                  for seen, p, full, ms, top1 in zip(group.first.results["classes_seen"], *columns)]
-    head = "| | classes seen | parameters (M) | % of unpruned | ms an image | accuracy (%) |\n"
-    return head + "| --- | --: | --: | --: | --: | --: |\n" + "".join(rows)
+    head = "| | classes seen | parameters (M) | % of unpruned | accuracy (%) | ms an image | measured on |\n"
+    return head + "| --- | --: | --: | --: | --: | --: | --- |\n" + "".join(rows)
 
 
 def draw(runs, out):

@@ -69,7 +69,7 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     make_run(tmp_path / "b", pruned=True, parameters=[70_000, 140_000, 210_000])
     done = plot("figure_pruning.py", tmp_path)
     assert done.returncode == 0 and (tmp_path / "figure_pruning.png").exists()
-    assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 0.30 |" in (tmp_path / "table_pruning.md").read_text()
+    assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |" in (tmp_path / "table_pruning.md").read_text()
 
 
 def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp_path):
@@ -79,6 +79,24 @@ def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp
     assert plot("figure_pruning.py", tmp_path).returncode == 0
     table = (tmp_path / "table_pruning.md").read_text()
     assert "ours: DER |" in table and "ours: DER, pruned |" in table and "| 30 |" in table and "| 5 |" not in table
+
+
+def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
+    here = dict(device="cpu", cpu="Abacus", threads=2, torch="2.0", python="3.12")
+    make_run(tmp_path / "pruned", pruned=True, config={"machine": here})
+    for name, change in (("same", {"python": "3.13"}), ("gpu", {"device": "GPU"}), ("threads", {"threads": 1}),
+                         ("torch", {"torch": "2.1"})):
+        make_run(tmp_path / name, config={"machine": here | change})
+        groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+        ax, whole = figure_pruning.plt.figure().subplots(1, 2)
+        figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
+        figure_pruning.panel(whole, "accuracy", "%", 1, groups)
+        assert len(whole.lines) == 2 and len(ax.lines) == (2 if name == "same" else 1), name
+        assert bool(ax.get_title()) == (name != "same")
+        figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
+        table = (tmp_path / "table_pruning.md").read_text()
+        assert "Abacus, 2 threads, torch 2.0 |" in table and (name != "gpu" or "| GPU, torch 2.0 |" in table)
+        (tmp_path / name / "results.json").unlink()
 
 
 def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path):
