@@ -610,7 +610,7 @@ def table_row(results: dict, step: int) -> str:
 
 def rank() -> int:
     """Which of torchrun's processes this is, also before they have joined; 0 writes and speaks."""
-    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+    return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
 
 
 def world_size() -> int:

@@ -2,9 +2,10 @@
 
     python plots/figure_pruning.py FOLDER [--out DIR]
 
-Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept). The protocol is one
+Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept) and config.json (the
+machine). The protocol is one
 that has a pruned run, if possible with one beside it that is not; among several, the one with the most steps done.
-Without a pruned run nothing is drawn. Latencies are drawn of one machine alone, that of the first pruned run.
+Without a pruned run nothing is drawn. Latencies of two kinds of machine are not drawn together.
 """
 import matplotlib.pyplot as plt
 
@@ -38,16 +39,17 @@ def panel(ax, key, label, scale, groups):
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
     ax.set(xlabel="classes seen", ylabel=label)
     if len(drawn) < len(groups):
-        ax.set_title("one machine's only; the others' are in the table", fontsize=8)
-    if key != "accuracy":
+        text = f"{drawn[0].machines()[0]}; others: see the table" if drawn else "several machines: see the table"
+        ax.set_title(common.balanced(text, 60), fontsize=7)
+    if key != "accuracy" and drawn:
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def comparable(groups):
-    """The groups from the machine of the first pruned one: latencies of two machines say nothing about pruning."""
-    machine = next(group.machine() for group in groups if group.method == common.DER_PRUNED)
-    return [group for group in groups if group.machine() == machine]
+    """The groups all from the machine of the first pruned one: latencies of two say nothing about pruning."""
+    machines = next(group.machines() for group in groups if group.method == common.DER_PRUNED)
+    return [group for group in groups if group.machines() == machines and len(machines) == 1]
 
 
 def kept_panel(ax, groups):
@@ -70,9 +72,9 @@ def table(groups):
     for group in groups:
         columns = [group.of(key)[0] for key in ("parameters", "parameters_unpruned", "ms_per_image", "accuracy")]
         rows += [f"| {common.label(group)} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | {top1:.2f} | {ms:.2f} | "
-                 f"{group.machine()} |\n"
+                 f"{' and '.join(group.machines())} |\n"
                  for seen, p, full, ms, top1 in zip(group.first.results["classes_seen"], *columns)]
-    head = "| | classes seen | parameters (M) | % of unpruned | accuracy (%) | ms an image | measured on |\n"
+    head = "| | classes seen | parameters (M) | % of unpruned | accuracy (%) | ms an image | machine |\n"
     return head + "| --- | --: | --: | --: | --: | --: | --- |\n" + "".join(rows)
 
 

@@ -129,12 +129,13 @@ class Run:
         return tuple(f"{key} {self.config[key]}" for key in keys if self.results["pruned"] and self.config.get(key))
 
     def machine(self):
-        """In words, what a latency depends on beside the network: those of two machines are not to be compared."""
+        """In words, what a latency depends on beside the network, as at the beginning of the run."""
         parts = self.config.get("machine")
         if not isinstance(parts, dict) or "device" not in parts:
             return "not recorded"
-        on_cpu = f"{parts.get('cpu')}, {parts.get('threads')} threads"
-        return f"{on_cpu if parts['device'] == 'cpu' else parts['device']}, torch {parts.get('torch')}"
+        threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
+        place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
+        return f"{place}, torch {parts.get('torch')}"
 
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""
@@ -189,9 +190,9 @@ class Group:
         values = np.array([run.results[key] for run in self.runs], dtype=float)
         return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
-    def machine(self):
+    def machines(self):
         """In words, the machines that its runs are from."""
-        return " and ".join(sorted({run.machine() for run in self.runs}))
+        return sorted({run.machine() for run in self.runs})
 
 
 def protocol_order(protocol):

@@ -24,7 +24,8 @@ DEFINITIONS = """\
 - *Before stage 2* is the same average, of the accuracy before the classifier is trained again.
 - *Forgetting* is the mean, over the classes of each step but the last, of their best accuracy so far less their last.
 - *Parameters* are those of the whole model, after the last step and in the mean over the steps.
-- *ms per image* is the latency of the model as it is after the last step.
+- *ms per image* is the latency of the model as it is after the last step, *time* that of training: compare them only
+  between runs of one machine (listed below the runs) that had it for themselves.
 """
 
 
@@ -148,8 +149,9 @@ def report(runs, groups, cifar, out):
     """Everything at a glance -> the text of report.md."""
     head = ["run", "protocol", "method", "settings", "order", "seed", "steps", "average", "last", "forgetting",
             "parameters, last", "parameters, mean", "ms per image", "time"]
-    hours = duration(sum(sum(run.results["seconds"]) for run in runs))
-    parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)} Their times add up to {hours}.",
+    hours = f" Their times add up to {duration(sum(sum(run.results['seconds']) for run in runs))}."
+    hours = hours if len({run.machine() for run in runs}) == 1 else ""
+    parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)}{hours}",
              "## Runs", markdown(head, list(map(run_row, runs))), machines(runs),
              "## Table 1", table1(groups, cifar), footnotes(groups, cifar), "## Table 2", table2(groups, cifar)[0]]
     for protocol in dict.fromkeys(group.protocol for group in groups):

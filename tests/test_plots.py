@@ -69,7 +69,8 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     make_run(tmp_path / "b", pruned=True, parameters=[70_000, 140_000, 210_000])
     done = plot("figure_pruning.py", tmp_path)
     assert done.returncode == 0 and (tmp_path / "figure_pruning.png").exists()
-    assert "| ours: DER, pruned | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |" in (tmp_path / "table_pruning.md").read_text()
+    row = "| ours: DER, pruned | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |"
+    assert row in (tmp_path / "table_pruning.md").read_text()
 
 
 def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp_path):
@@ -92,11 +93,18 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
         figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
         figure_pruning.panel(whole, "accuracy", "%", 1, groups)
         assert len(whole.lines) == 2 and len(ax.lines) == (2 if name == "same" else 1), name
-        assert bool(ax.get_title()) == (name != "same")
+        assert ax.lines[-1].get_label() == "ours: DER, pruned"
+        assert ax.get_title() == ("" if name == "same" else "Abacus, 2 threads, torch 2.0; others: see the table")
         figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
         table = (tmp_path / "table_pruning.md").read_text()
         assert "Abacus, 2 threads, torch 2.0 |" in table and (name != "gpu" or "| GPU, torch 2.0 |" in table)
         (tmp_path / name / "results.json").unlink()
+    make_run(tmp_path / "another seed", pruned=True, seed=1, config={"machine": here | {"threads": 1}})
+    make_run(tmp_path / "unpruned", config={"machine": here})
+    groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+    ax = figure_pruning.plt.figure().subplots()
+    figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
+    assert len(groups) == 2 and not ax.lines and ax.get_title() == "several machines: see the table"
 
 
 def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path):
