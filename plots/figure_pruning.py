@@ -3,9 +3,9 @@
     python plots/figure_pruning.py FOLDER [--out DIR]
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept) and config.json (the
-machine). The protocol is one
-that has a pruned run, if possible with one beside it that is not; among several, the one with the most steps done.
-Without a pruned run nothing is drawn. Latencies of two kinds of machine are not drawn together.
+machine). The protocol is one that has a pruned run, if possible with one beside it that is not; among several, the one
+with the most steps done. Without a pruned run nothing is drawn. Latencies of two kinds of machine are not drawn
+together.
 """
 import matplotlib.pyplot as plt
 

@@ -191,7 +191,7 @@ class Group:
         return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
     def machines(self):
-        """In words, the machines that its runs are from."""
+        """The machines that its runs are from, each in words."""
         return sorted({run.machine() for run in self.runs})
 
 

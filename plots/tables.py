@@ -149,8 +149,9 @@ def report(runs, groups, cifar, out):
     """Everything at a glance -> the text of report.md."""
     head = ["run", "protocol", "method", "settings", "order", "seed", "steps", "average", "last", "forgetting",
             "parameters, last", "parameters, mean", "ms per image", "time"]
-    hours = f" Their times add up to {duration(sum(sum(run.results['seconds']) for run in runs))}."
-    hours = hours if len({run.machine() for run in runs}) == 1 else ""
+    hours = ""
+    if len({run.machine() for run in runs}) == 1:
+        hours = f" Their times add up to {duration(sum(sum(run.results['seconds']) for run in runs))}."
     parts = [f"# DER, results: {common.title(runs)}", f"{common.caption(groups)}{hours}",
              "## Runs", markdown(head, list(map(run_row, runs))), machines(runs),
              "## Table 1", table1(groups, cifar), footnotes(groups, cifar), "## Table 2", table2(groups, cifar)[0]]
