@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -134,8 +134,8 @@ class Dataset:
     def reorder(self, order: list[int]) -> Dataset:
         """The same data with labels replaced by positions in the order."""
         position = torch.tensor(order).argsort()
-        return Dataset(self.name, self.train_images, position[self.train_labels], self.test_images,
-                       position[self.test_labels], [self.class_names[label] for label in order])
+        return replace(self, train_labels=position[self.train_labels], test_labels=position[self.test_labels],
+                       class_names=[self.class_names[label] for label in order])
 
     def hold_out(self, fraction: float) -> Dataset:
         """Put this fraction of each class's training images (at least one) in the place of the test set."""
@@ -144,8 +144,8 @@ class Dataset:
             images = members(self.train_labels, label, label + 1)
             shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(label))]
             test[shuffled[:min(max(1, round(fraction * len(images))), len(images) - 1)]] = True
-        return Dataset(self.name, self.train_images[~test], self.train_labels[~test], self.train_images[test],
-                       self.train_labels[test], self.class_names)
+        return replace(self, train_images=self.train_images[~test], train_labels=self.train_labels[~test],
+                       test_images=self.train_images[test], test_labels=self.train_labels[test])
 
     def fingerprint(self) -> str:
         """The same for the same images, labels and order of them, wherever the file is."""

@@ -40,6 +40,8 @@ class DeviceError(Exception):
 def choose_device(name: str = "auto") -> torch.device:
     """auto = cuda, else cpu. Raises DeviceError."""
     there = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"unknown device {name!r}: give auto, cpu or cuda")
     if name == "cuda" and not there:
         raise DeviceError("--device cuda: this machine has none; leave the flag out")
     return torch.device("cuda" if there and name != "cpu" else "cpu")
@@ -157,12 +159,16 @@ class ResNet18(nn.Module):
 
     def __init__(self, width: int = 64):
         super().__init__()
-        self.features = 8 * width
         self.stem = ConvBN(3, width, 3)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(*(
             nn.Sequential(Block(c_in, c_out, stride), Block(c_out, c_out, 1))
             for c_in, c_out, stride in zip(widths, widths[1:], (1, 2, 2, 2))))
+
+    @property
+    def features(self) -> int:
+        """How many there are: 8 * width, fewer once pruned."""
+        return self.stages[-1][-1].conv2[0].out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(F.relu(self.stem(x))).mean((2, 3), dtype=torch.float32)
@@ -489,6 +495,8 @@ class RunFolder:
                     if broken := file.testzip():  # compares every record with its CRC
                         raise zipfile.BadZipFile(f"bad CRC of {broken}")
                 return torch.load(path, map_location="cpu", weights_only=True)
+            except (MemoryError, PermissionError):  # the file may be whole: say what is wrong, do not pass over it
+                raise
             except Exception as error:  # on a damaged file zipfile and torch raise nearly anything
                 print(f"{path} is damaged ({type(error).__name__}: {error})".split("\n")[0], file=sys.stderr)
         if there:

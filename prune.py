@@ -127,7 +127,6 @@ def compact(extractor: nn.Module) -> nn.Module:
         conv, norm = layer
         resize(layer, conv.weight[keep[mask]][:, keep.get(source, slice(None))],
                {name: value[keep[mask]] if value.ndim else value for name, value in norm.state_dict().items()})
-    small.features = small.stages[-1][-1].conv2[0].out_channels
     return small
 
 
@@ -160,4 +159,3 @@ def reshape_like(extractor: nn.Module, state: dict[str, Tensor], prefix: str = "
     for name, layer, _, _ in layers(extractor):
         norm = {entry: state[f"{prefix}{name}.1.{entry}"] for entry in layer[1].state_dict()}
         resize(layer, state[f"{prefix}{name}.0.weight"], norm)
-    extractor.features = extractor.stages[-1][-1].conv2[0].out_channels

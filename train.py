@@ -103,7 +103,7 @@ class Settings:
                                 below=1)
 
     head_epochs: int = setting(30, "stage 2: epochs", least=1)
-    head_batch: int = setting(128, "stage 2: images a batch", least=1)
+    head_batch: int = setting(128, "stage 2: images a batch", least=2)
     head_lr: float = setting(0.1, "stage 2: learning rate", above=0)
     head_milestones: tuple = setting((15,), "stage 2: epochs at which the rate falls to a tenth")
     temperature: float = setting(5.0, "stage 2: the logits are divided by it", above=0)
@@ -152,7 +152,7 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
             raise SettingsError(f"--evaluate tests a run as it was trained: leave out --{min(other).replace('_', '-')}")
         given = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "device"} | given
     every = dict(first_epochs=0, base_epochs=0) if "epochs" in given else {}  # whoever gives --epochs means each step's
-    s = Settings(**{**PROFILES[given.get("profile", "fast")], **every, **given})
+    s = Settings(**{**PROFILES[given.get("profile", Settings.profile)], **every, **given})
     check_settings(s)
     return s
 
@@ -212,10 +212,6 @@ class Run:
         """Epochs of a step's stage 1: the first may have its own."""
         s = self.settings
         return (step == 0 and (s.base_epochs if s.base else s.first_epochs)) or s.epochs
-
-    def is_base(self, step: int) -> bool:
-        """Whether a step has the base step's own schedule."""
-        return self.settings.base > 0 and step == 0 and self.settings.base_epochs > 0
 
     def generator(self, stage: int, epoch: int = 0) -> torch.Generator:
         """The randomness of an epoch depends on where the run stands alone: resuming needs no generator's state."""
@@ -371,16 +367,16 @@ class Passes:
 def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, progress: Progress) -> None:
     """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in checkpoint."""
     s, net, old = r.settings, r.supernet, {}
-    is_base, epochs, samples = r.is_base(r.step), r.epochs(r.step), samples.to(r.device)
-    views = s.views or epochs
+    epochs, samples, of_base = r.epochs(r.step), samples.to(r.device), s.base > 0 and r.step == 0
+    is_base, views = of_base and s.base_epochs > 0, s.views or epochs
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
-    lambda_s = (s.base > 0 and r.step == 0 and s.base_sparsity) or s.sparsity
+    lambda_s = (of_base and s.base_sparsity) or s.sparsity
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": lambda_s}
     net.auxiliary.requires_grad_(lambda_a > 0)
     model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
                                 fused=True)
-    scheduler = make_scheduler(optimizer, s, is_base, epochs, math.ceil(len(samples) / s.batch))
+    scheduler = make_scheduler(optimizer, s, is_base, epochs, len(batches(len(samples), s.batch, torch.Generator())))
     if r.epoch > 0:
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
@@ -479,8 +475,8 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
     share = max(len(chosen) for chosen in r.memory.chosen)  # all exemplars, and as many of each new class
     samples = samples[balanced(r.data.train_labels.cpu()[samples], share, generator)]
     labels = r.data.train_labels[samples.to(r.device)]
-    draws = [torch.rand(4, len(samples), generator=generator) for _ in range(min(s.head_views, s.head_epochs))]
-    views = [extract(r, samples, draw) for draw in draws]  # each [N, D]
+    views = [extract(r, samples, torch.rand(4, len(samples), generator=generator))
+             for _ in range(min(s.head_views, s.head_epochs))]  # each [N, D]
     torch.manual_seed(generator.initial_seed())
     net.classifier.reset_parameters()
     optimizer = torch.optim.SGD(net.classifier.parameters(), s.head_lr, s.momentum, weight_decay=s.weight_decay)
@@ -545,7 +541,8 @@ def evaluate(s: Settings) -> dict:
 def test(r: Run) -> tuple[float, list[float]]:
     """Top-1 (%) over the test images of all classes seen, and over those of each step's classes.
 
-    A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes).
+    A frozen extractor sees each test image once: its features are kept by (extractor, step of the classes); without
+    expansion, where it is trained on, by (step under way, step of the classes).
     """
     r.supernet.eval()
     correct, size = [], chunk(r.data.test_images, r.device)
@@ -635,10 +632,11 @@ def same(tensor: Tensor) -> Tensor:
 def join(device: torch.device) -> None:
     """Where torchrun started this process, join the others."""
     if "LOCAL_RANK" in os.environ:
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else None
-        if own and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
-            raise DeviceError("several processes need a CUDA device each: give torchrun fewer, or --device cpu")
-        if own:
+        own = None
+        if device.type == "cuda":
+            own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+                raise DeviceError("several processes need a CUDA device each: give torchrun fewer, or --device cpu")
             torch.cuda.set_device(own)
         dist.init_process_group("nccl" if own else "gloo", device_id=own)
 
@@ -691,7 +689,8 @@ def open_run(s: Settings) -> Run:
         dist.barrier()  # the folder is what the first process made of it
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
                    pruned=s.prune, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
-                   steps_total=len(steps), latency_batch=LATENCY_BATCH, latency_device=str(device))
+                   steps_total=len(steps), latency_batch=min(LATENCY_BATCH, len(data.test_images)),
+                   latency_device=str(device))
     supernet = Supernet(s.width, s.expansion, precision, s.mask_start if s.prune else None).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)

@@ -62,17 +62,23 @@ def published(protocol, groups):
     return {name: accuracy for name, accuracy in curves.items() if pruned or name != PAPER_PRUNED}
 
 
+NAMES = {(True, True): "DER", (True, False): "DER, no auxiliary loss",
+         (False, True): "no expansion, auxiliary loss", (False, False): "no expansion"}
+
+
 def name(method):
     """(expansion, auxiliary, pruned) -> "DER", "DER, pruned", "no expansion", ..."""
-    expansion, auxiliary, pruned = method
-    words = "DER" if expansion and auxiliary else "DER, no auxiliary loss" if expansion else \
-        "no expansion, auxiliary loss" if auxiliary else "no expansion"
-    return words + (", pruned" if pruned else "")
+    return NAMES[method[:2]] + (", pruned" if method[2] else "")
+
+
+def describe(group):
+    """A group's method, and the settings that other runs do not share."""
+    return ", ".join((name(group.method),) + group.variant)
 
 
 def label(group):
-    """What a group of our runs is called: its method, and the settings that other runs do not share."""
-    return ", ".join((f"ours: {name(group.method)}",) + group.variant)
+    """What a group of our runs is called beside published ones."""
+    return f"ours: {describe(group)}"
 
 
 def legend_label(group):
@@ -118,7 +124,7 @@ def caption(groups, unfinished=True):
         text += " Means over runs, with the lowest and the highest."
     if any(run.held_out for run in runs):
         text += " Tested on held-out training images, not on the test images."
-    partial = [f"{g.protocol} ({label(g)[6:]}): {g.done} of {g.total} steps" for g in groups
+    partial = [f"{g.protocol} ({describe(g)}): {g.done} of {g.total} steps" for g in groups
                if unfinished and not g.finished]
     if any(group.left_out for group in groups):
         text += f" Left out, with fewer steps done: {sum(group.left_out for group in groups)} of the runs."

@@ -50,9 +50,9 @@ def parse(text, path, where=""):
 def is_a(value, kind):
     """isinstance, but True is no number, and neither is infinity."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if isinstance(value, bool) or not isinstance(value, NUMBER):
-        return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    return isinstance(value, kinds) and abs(value) < 1e18
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and (not isinstance(value, NUMBER) or abs(value) < 1e18)
 
 
 def require(values, path, kinds, where=""):
@@ -232,6 +232,6 @@ def grouped(runs):
     parts = {}
     for run in runs:
         variant = tuple(words for words in run.settings() if words not in shared) + others(run, runs)
-        method = [not run.method[0], not run.method[1], run.method[2]]
-        parts.setdefault((protocol_order(run.protocol), method[0], method[1], method[2], variant), []).append(run)
-    return [Group(members, key[-1]) for key, members in sorted(parts.items(), key=lambda item: item[0])]
+        expansion, auxiliary, pruned = run.method
+        parts.setdefault((protocol_order(run.protocol), not expansion, not auxiliary, pruned, variant), []).append(run)
+    return [Group(members, key[-1]) for key, members in sorted(parts.items())]

@@ -69,7 +69,7 @@ def table2(groups, cifar):
     paper = {(r["expansion"], r["auxiliary"]): r for r in common.REFERENCE["table2"]["rows"]} if cifar else {}
     rows = []
     for method in ((False, False), (False, True), (True, False), (True, True)):
-        ours = [(common.label(g)[6:], *(cell(g, key) for key in ("last", "average", "average_stage1"))) for g in groups
+        ours = [(common.describe(g), *(cell(g, key) for key in ("last", "average", "average_stage1"))) for g in groups
                 if g.protocol == protocol and g.method == method + (False,)]
         if not ours and method != (False, True):                      # that row is not in the paper's table
             ours = [(common.name(method + (False,)), *[NOT_RUN] * 3)]

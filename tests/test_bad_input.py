@@ -66,6 +66,7 @@ def call(monkeypatch, capsys, flags):
     (["--increment", "4"], "6 classes cannot be divided into base 0 and steps of 4"),
     (["--base", "5"], "6 classes cannot be divided into base 5 and steps of 2"),
     (["--base", "8"], "6 classes cannot be divided into base 8"),
+    (["--head-batch", "1"], "--head-batch 1: it must be a number at least 2"),
     (["--memory", "5"], "--memory 5: it must hold an exemplar of each of the 6 classes"),
     (["--base", "2", "--memory-per-class", "0"], "--memory-per-class 0: it must be a number at least 1"),
     (["--data", "nowhere.npz"], "there is no data set 'nowhere.npz'"),
@@ -80,6 +81,11 @@ def test_flags(extra, line, flags, monkeypatch, capsys, tmp_path):
 def test_missing_device(flags, monkeypatch, capsys):
     code, err = call(monkeypatch, capsys, flags + ["--device", "cuda"])
     assert code == 2 and "--device cuda: this machine has none" in err and err.count("\n") == 1
+
+
+def test_unknown_device():
+    with pytest.raises(der.DeviceError, match="unknown device 'mps': give auto, cpu or cuda"):
+        der.choose_device("mps")
 
 
 def without(key):
@@ -244,6 +250,18 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(harm, flags, monkeypa
             assert again["accuracy"] == whole["accuracy"]
             (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged too")
     assert code == 2 and "start over with --restart" in err
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(torch, "load", refuse)
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 1 and "Permission denied" in err and "damaged" not in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_checkpoint_executes_nothing(flags, monkeypatch, capsys, tmp_path):

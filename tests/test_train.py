@@ -84,6 +84,15 @@ def test_fast_is_one_cycle():
     assert got[0] == pytest.approx(s.lr / 25) and max(got) == pytest.approx(s.lr, rel=1e-3) and got[-1] < 0.01 * s.lr
 
 
+@pytest.mark.parametrize("batch", [16, 2])
+def test_one_cycle_ends_with_the_last_batch_of_each_step(batch, flags, monkeypatch):
+    """Also where a batch has one image more, lest another have one alone: 69 images in the second step, by twos."""
+    made, make_scheduler = [], train.make_scheduler
+    monkeypatch.setattr(train, "make_scheduler", lambda *a: made.append(make_scheduler(*a)) or made[-1])
+    train.run(settings(*flags, "--increment", 3, "--memory", 21, "--batch", batch))
+    assert [scheduler.last_epoch for scheduler in made] == [scheduler.total_steps for scheduler in made]
+
+
 @pytest.mark.parametrize("base, resets", [(0, 3), (2, 2)])
 def test_schedules_and_head_resets_of_a_run(base, resets, flags, monkeypatch):
     """Heads begin anew at epoch 10 of a step; not in the first of a protocol with a base, which has its own epochs."""
@@ -172,6 +181,7 @@ def test_the_test_images_are_not_read_where_training_images_are_held_out(flags, 
     monkeypatch.setattr(data, "load", lambda *_: destroyed)
     train.run(settings(*flags, "--out", out / "destroyed"))
     assert log_of(out / "destroyed") == log_of(out) and results_of(out / "destroyed") == results_of(out)
+    assert results_of(out)["latency_batch"] == 18  # 3 of each class: there are no 32
 
 
 @pytest.mark.parametrize("budget, shares", [(("--memory", 24), [12, 6, 4]),
@@ -306,6 +316,7 @@ def test_results_and_log_have_their_form(flags):
     assert all(len(results[name]) == 3 for name in ("accuracy", "accuracy_stage1", "task_accuracy", "parameters",
                                                     "parameters_unpruned", "ms_per_image", "seconds"))
     assert results["parameters"][0] < results["parameters"][1] < results["parameters"][2]
+    assert results["latency_batch"] == 32  # of 36 test images
     assert config["order"] == "0" and config["epochs"] == 3 and config["machine"]["torch"] == torch.__version__
     lines = log_of(out)
     assert [(line["step"], line["stage"], line["epoch"]) for line in lines if line["step"] < 3] == \
