@@ -367,8 +367,10 @@ class Passes:
 def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, progress: Progress) -> None:
     """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in checkpoint."""
     s, net, old = r.settings, r.supernet, {}
-    epochs, samples, of_base = r.epochs(r.step), samples.to(r.device), s.base > 0 and r.step == 0
-    is_base, views = of_base and s.base_epochs > 0, s.views or epochs
+    epochs, samples = r.epochs(r.step), samples.to(r.device)
+    views = s.views or epochs
+    of_base = s.base > 0 and r.step == 0
+    is_base = of_base and s.base_epochs > 0  # it has a schedule of its own
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     lambda_s = (of_base and s.base_sparsity) or s.sparsity
     weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": lambda_s}

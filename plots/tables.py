@@ -5,8 +5,6 @@
 Drawn from every run's results.json and config.json and from reference.json. report.md shows the figures that lie in DIR
 already, so run their scripts first.
 """
-import numpy as np
-
 import common
 from runs import grouped
 
@@ -35,13 +33,18 @@ def markdown(head, rows):
     return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def mean(values):
+    """The same digits wherever a mean is printed: numpy's may round another way."""
+    return sum(values) / len(values)
+
+
 def cell(group, key):
     """A group's mean, its span where several runs are averaged; a dagger where steps are missing: those are harder."""
     if not group.finished:
         return f"{group.done} of {group.total} steps †"
-    mean, low, high = group.of(key)
+    middle, low, high = group.of(key)
     span = f" ({low:.2f} to {high:.2f}, n = {len(group.runs)})" if len(group.runs) > 1 else ""
-    return f"{mean:.2f}{span}"
+    return f"{middle:.2f}{span}"
 
 
 def table1(groups, cifar):
@@ -51,7 +54,7 @@ def table1(groups, cifar):
     for name, values in common.REFERENCE["table1"]["methods"].items() if cifar else ():
         rows[name] = {p: f"{value:.2f}" for p, value in zip(common.REFERENCE["protocols"], values)}
         if name == "DER (paper)" and any(common.PAPER_PRUNED in curves[p] for p in protocols):
-            rows["DER, pruned (paper)"] = {p: f"{np.mean(curves[p][common.PAPER_PRUNED]):.2f}" for p in rows[name]}
+            rows["DER, pruned (paper)"] = {p: f"{mean(curves[p][common.PAPER_PRUNED]):.2f}" for p in rows[name]}
     if cifar:
         rows["Report"]["B50-Inc10"] += " *"
     for group in groups:
@@ -86,8 +89,7 @@ def footnotes(groups, cifar):
     for g in groups:
         if not g.finished:
             published = common.published(g.protocol, groups) if cifar else {}
-            same = "".join(f", {name} {np.mean(accuracy[:g.done]):.2f}"
-                           for name, accuracy in published.items())
+            same = "".join(f", {name} {mean(accuracy[:g.done]):.2f}" for name, accuracy in published.items())
             lines.append(f"† {g.protocol}, {common.label(g)}: {g.done} of {g.total} steps done, and early steps are "
                          f"easy. Average over the same steps: ours {g.of('average')[0]:.2f}{same}.\n")
     return "\n".join(lines)
@@ -109,7 +111,7 @@ def steps_table(protocol, groups, cifar):
             for i, seen in enumerate(longest.first.results["classes_seen"])]
     for steps in sorted({min(group.done for group in ours), longest.done}):
         rows.append([f"mean of the first {steps}"] + [
-            f"{sum(values[:steps]) / steps:.2f}" if len(values) >= steps else "" for values in columns.values()])
+            f"{mean(values[:steps]):.2f}" if len(values) >= steps else "" for values in columns.values()])
     return markdown(["classes seen"] + list(columns), rows)
 
 
@@ -126,7 +128,7 @@ def run_row(run):
     """Run -> its row of the table of runs."""
     r = run.results
     forgetting = "–" if r.get("forgetting") is None else f"{r['forgetting']:.2f}"
-    parameters = [f"{count / 1e6:.3g} M" for count in (r["parameters"][-1], np.mean(r["parameters"]))]
+    parameters = [f"{count / 1e6:.3g} M" for count in (r["parameters"][-1], mean(r["parameters"]))]
     dagger = "" if run.finished else " †"
     settings = ", ".join(run.settings() + run.first_step() + run.pruning())
     return [run.folder.name, run.protocol, common.name(run.method), settings, r["order"], r["seed"],

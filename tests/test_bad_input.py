@@ -264,6 +264,15 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(flags, monkeypa
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize("error", [PermissionError, MemoryError])
+def test_a_checkpoint_for_which_something_is_missing_is_not_passed_over(error, flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error()))
+    with pytest.raises(error):
+        der.RunFolder(tmp_path / "run").load()
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_executes_nothing(flags, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0

@@ -1,5 +1,6 @@
 """plots/: what is drawn from which files, and one line for files that cannot be drawn."""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,15 @@ def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, 
 
 def plot(script, folder, *more):
     return subprocess.run([sys.executable, PLOTS / script, folder, *more], capture_output=True, text=True)
+
+
+def test_a_mean_over_the_same_steps_has_the_same_digits_everywhere(tmp_path):
+    """Those of the paper's pruned curve over 8 steps lie between two roundings, which numpy and sum settle apart."""
+    make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True)
+    assert plot("tables.py", tmp_path).returncode == 0
+    report = (tmp_path / "report.md").read_text()
+    row = re.search(r"mean of the first 8 \|(.*)", report)[1].split(" | ")
+    assert f"paper: DER, pruned {row[2].strip()}," in report
 
 
 def test_everything_is_drawn(tmp_path):
