@@ -3,9 +3,9 @@
     python plots/figure_pruning.py FOLDER [--out DIR]
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept) and config.json (the
-machine). The protocol is one that has a pruned run, if possible with one beside it that is not; among several, the one
-with the most steps done. Without a pruned run nothing is drawn. Latencies of two kinds of machine are not drawn
-together.
+machine). The table has every protocol with a pruned run, the figure one of them: if possible one with a run beside it
+that is not pruned; among several, one that is finished; then the one with the most steps. Without a pruned run nothing
+is drawn. Latencies of two kinds of machine are not drawn together.
 """
 import matplotlib.pyplot as plt
 
@@ -16,13 +16,19 @@ PANELS = (("parameters", "parameters (million)", 1e-6), ("ms_per_image", "latenc
           ("accuracy", "top-1 accuracy (%)", 1))
 
 
-def chosen(groups):
-    """Groups -> those of the whole DER, pruned and not, of one protocol that has a pruned one."""
-    pruned = [group for group in groups if group.method == common.DER_PRUNED]
-    whole = [group.protocol for group in groups if group.method == common.DER]
-    best = max(pruned, key=lambda group: (group.protocol in whole, group.done), default=None)
-    return [group for group in groups if best and group.protocol == best.protocol
+def compared(groups):
+    """Groups -> those of the whole DER, pruned and not, of every protocol that has a pruned one."""
+    protocols = [group.protocol for group in groups if group.method == common.DER_PRUNED]
+    return [group for group in groups if group.protocol in protocols
             and group.method in (common.DER, common.DER_PRUNED)]
+
+
+def chosen(groups):
+    """Groups as `compared` gives them -> those of the protocol that is drawn."""
+    whole = [group.protocol for group in groups if group.method == common.DER]
+    best = max((group for group in groups if group.method == common.DER_PRUNED),
+               key=lambda group: (group.protocol in whole, group.finished, group.done))
+    return [group for group in groups if group.protocol == best.protocol]
 
 
 def panel(ax, key, label, scale, groups):
@@ -67,29 +73,30 @@ def kept_panel(ax, groups):
 
 
 def table(groups):
-    """The figure's numbers as Markdown, a row a step and group."""
+    """The numbers of every protocol as Markdown, a row a step and group."""
     rows = []
     for group in groups:
         columns = [group.of(key)[0] for key in ("parameters", "parameters_unpruned", "ms_per_image", "accuracy")]
-        rows += [f"| {common.label(group)} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | {top1:.2f} | {ms:.2f} | "
-                 f"{' and '.join(group.machines())} |\n"
+        rows += [f"| {common.label(group)} | {group.protocol} | {seen} | {p / 1e6:.3f} | {100 * p / full:.1f} | "
+                 f"{top1:.2f} | {ms:.2f} | {' and '.join(group.machines())} |\n"
                  for seen, p, full, ms, top1 in zip(group.first.results["classes_seen"], *columns)]
-    head = "| | classes seen | parameters (M) | % of unpruned | accuracy (%) | ms an image | machine |\n"
-    return head + "| --- | --: | --: | --: | --: | --: | --- |\n" + "".join(rows)
+    head = "| | protocol | classes seen | parameters (M) | % of unpruned | accuracy (%) | ms an image | machine |\n"
+    return head + "| --- | --- | --: | --: | --: | --: | --: | --- |\n" + "".join(rows)
 
 
 def draw(runs, out):
     """Runs of one data set -> figure_pruning.png, figure_pruning.pdf and table_pruning.md in out."""
-    groups = chosen(grouped(runs))
-    if not groups:
+    everything = compared(grouped(runs))
+    if not everything:
         return print("figure_pruning.py: no pruned run here, nothing to draw")
+    groups = chosen(everything)
     fig, axes = plt.subplots(2, 2, figsize=(7.2, 5.2), layout="constrained")
     fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)
     for ax, (key, label, scale) in zip(axes.flat, PANELS):
         panel(ax, key, label, scale, groups)
     kept_panel(axes[1, 1], groups)
     common.finish(fig, common.caption(groups), out, "figure_pruning")
-    common.write_text(out / "table_pruning.md", table(groups))
+    common.write_text(out / "table_pruning.md", table(everything))
 
 
 if __name__ == "__main__":

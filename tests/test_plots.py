@@ -79,17 +79,28 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     make_run(tmp_path / "b", pruned=True, parameters=[70_000, 140_000, 210_000])
     done = plot("figure_pruning.py", tmp_path)
     assert done.returncode == 0 and (tmp_path / "figure_pruning.png").exists()
-    row = "| ours: DER, pruned | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |"
+    row = "| ours: DER, pruned | B0-Inc10 | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |"
     assert row in (tmp_path / "table_pruning.md").read_text()
 
 
-def test_pruning_is_compared_where_it_can_be_rather_than_over_the_most_steps(tmp_path):
+def test_pruning_is_drawn_where_it_can_be_compared_then_where_it_is_finished_and_tabled_everywhere(tmp_path):
+    def drawn():
+        groups = runs.grouped(runs.load_runs(tmp_path))
+        return {group.protocol for group in figure_pruning.chosen(figure_pruning.compared(groups))}
+
     make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True)
-    make_run(tmp_path / "b", "B0-Inc10", pruned=True)
-    make_run(tmp_path / "c", "B0-Inc10")
+    make_run(tmp_path / "b", "B0-Inc10", pruned=True, steps=3)
+    assert drawn() == {"B0-Inc10"}
+    make_run(tmp_path / "c", "B0-Inc5", steps=20, done=8)
+    assert drawn() == {"B0-Inc5"}
+    make_run(tmp_path / "d", "B0-Inc10", steps=3)
+    make_run(tmp_path / "e", "B50-Inc10")
+    assert drawn() == {"B0-Inc10"}
     assert plot("figure_pruning.py", tmp_path).returncode == 0
     table = (tmp_path / "table_pruning.md").read_text()
-    assert "ours: DER |" in table and "ours: DER, pruned |" in table and "| 30 |" in table and "| 5 |" not in table
+    assert all(f"| ours: {row} |" in table for row in ("DER | B0-Inc5 | 5", "DER, pruned | B0-Inc5 | 40",
+                                                       "DER | B0-Inc10 | 10", "DER, pruned | B0-Inc10 | 30"))
+    assert "B50-Inc10" not in table
 
 
 def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
@@ -98,7 +109,7 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
     for name, change in (("same", {"python": "3.13"}), ("gpu", {"device": "GPU"}), ("threads", {"threads": 1}),
                          ("torch", {"torch": "2.1"})):
         make_run(tmp_path / name, config={"machine": here | change})
-        groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+        groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path)))
         ax, whole = figure_pruning.plt.figure().subplots(1, 2)
         figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
         figure_pruning.panel(whole, "accuracy", "%", 1, groups)
@@ -111,7 +122,7 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
         (tmp_path / name / "results.json").unlink()
     make_run(tmp_path / "another seed", pruned=True, seed=1, config={"machine": here | {"threads": 1}})
     make_run(tmp_path / "unpruned", config={"machine": here})
-    groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+    groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path)))
     ax = figure_pruning.plt.figure().subplots()
     figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
     assert len(groups) == 2 and not ax.lines and ax.get_title() == "several machines: see the table"
@@ -121,7 +132,7 @@ def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path
     for share in (0.8, 0.6):
         make_run(tmp_path / f"{share}", pruned=True, kept=[{f"stage{i}": share for i in range(4)}] * 3,
                  config={"sparsity": share})
-        groups = figure_pruning.chosen(runs.grouped(runs.load_runs(tmp_path)))
+        groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path)))
         ax = figure_pruning.plt.figure().subplots()
         figure_pruning.kept_panel(ax, groups)
         assert ax.get_title() == ("sparsity 0.6" if len(groups) > 1 else "")
