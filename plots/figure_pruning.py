@@ -3,9 +3,8 @@
     python plots/figure_pruning.py FOLDER [--out DIR]
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept) and config.json (the
-machine). The table has every protocol with a pruned run, the figure one of them: if possible one with a run beside it
-that is not pruned; among several, one that is finished; then the one with the most steps. Without a pruned run nothing
-is drawn. Latencies of two kinds of machine are not drawn together.
+machine), a row of panels for each protocol that has a pruned run; without one nothing is drawn. Latencies of two kinds
+of machine are not drawn together.
 """
 import matplotlib.pyplot as plt
 
@@ -23,30 +22,22 @@ def compared(groups):
             and group.method in (common.DER, common.DER_PRUNED)]
 
 
-def chosen(groups):
-    """Groups as `compared` gives them -> those of the protocol that is drawn."""
-    whole = [group.protocol for group in groups if group.method == common.DER]
-    best = max((group for group in groups if group.method == common.DER_PRUNED),
-               key=lambda group: (group.protocol in whole, group.finished, group.done))
-    return [group for group in groups if group.protocol == best.protocol]
-
-
-def panel(ax, key, label, scale, groups):
-    """One quantity over the classes seen; of the parameters, what they would be without pruning too."""
+def panel(ax, key, label, scale, groups, everything):
+    """One quantity of a protocol's groups over the classes seen; of parameters, what they would be unpruned, too."""
     drawn = groups if key != "ms_per_image" else comparable(groups)
     for group in drawn:
         seen, (mean, low, high) = group.first.results["classes_seen"], group.of(key)
-        look = common.look(group, groups)
+        look = common.look(group, everything)
         ax.plot(seen, mean * scale, label=common.legend_label(group), **look)
         if len(group.runs) > 1:
             ax.fill_between(seen, low * scale, high * scale, color=look["color"], alpha=0.2, lw=0)
     if key == "parameters" and all(group.method == common.DER_PRUNED for group in groups):
         ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
-    ax.set(xlabel="classes seen", ylabel=label)
+    ax.set_ylabel(label)
     if len(drawn) < len(groups):
         text = f"{drawn[0].machines()[0]}; others: see the table" if drawn else "several machines: see the table"
-        ax.set_title(common.balanced(text, 60), fontsize=7)
+        ax.set_title(common.balanced(text, 44), fontsize=6)
     if key != "accuracy" and drawn:
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -65,15 +56,15 @@ def kept_panel(ax, groups):
     for stage, marker in enumerate("osD^"):
         shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
         ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
-                color=plt.get_cmap("viridis")(stage / 3.5), label=f"stage {stage + 1}")
-    ax.set(xlabel="classes seen", ylabel="channels kept (%)", ylim=(0, 104))
+                color=plt.get_cmap("viridis")(stage / 3.5), label=f"ResNet stage {stage + 1}")
+    ax.set(ylabel="channels kept (%)", ylim=(0, 104))
     if more:
         ax.set_title(", ".join(group.variant), fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def table(groups):
-    """The numbers of every protocol as Markdown, a row a step and group."""
+    """The numbers as Markdown, a row a step and group."""
     rows = []
     for group in groups:
         columns = [group.of(key)[0] for key in ("parameters", "parameters_unpruned", "ms_per_image", "accuracy")]
@@ -86,17 +77,23 @@ def table(groups):
 
 def draw(runs, out):
     """Runs of one data set -> figure_pruning.png, figure_pruning.pdf and table_pruning.md in out."""
-    everything = compared(grouped(runs))
-    if not everything:
+    groups = compared(grouped(runs))
+    if not groups:
         return print("figure_pruning.py: no pruned run here, nothing to draw")
-    groups = chosen(everything)
-    fig, axes = plt.subplots(2, 2, figsize=(7.2, 5.2), layout="constrained")
-    fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)
-    for ax, (key, label, scale) in zip(axes.flat, PANELS):
-        panel(ax, key, label, scale, groups)
-    kept_panel(axes[1, 1], groups)
+    protocols = list(dict.fromkeys(group.protocol for group in groups))
+    fig, rows = plt.subplots(len(protocols), 4, figsize=(9.6, 0.5 + 2.1 * len(protocols)), layout="constrained",
+                             squeeze=False, sharex="row")
+    fig.suptitle(common.title(runs), fontsize=9)
+    for axes, protocol in zip(rows, protocols):
+        these = [group for group in groups if group.protocol == protocol]
+        for ax, (key, label, scale) in zip(axes, PANELS):
+            panel(ax, key, label, scale, these, groups)
+        kept_panel(axes[3], these)
+        axes[0].set_title(protocol, loc="left", fontweight="bold")
+    for ax in rows[-1]:
+        ax.set_xlabel("classes seen")
     common.finish(fig, common.caption(groups), out, "figure_pruning")
-    common.write_text(out / "table_pruning.md", table(everything))
+    common.write_text(out / "table_pruning.md", table(groups))
 
 
 if __name__ == "__main__":

@@ -83,23 +83,23 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     assert row in (tmp_path / "table_pruning.md").read_text()
 
 
-def test_pruning_is_drawn_where_it_can_be_compared_then_where_it_is_finished_and_tabled_everywhere(tmp_path):
-    def drawn():
-        groups = runs.grouped(runs.load_runs(tmp_path))
-        return {group.protocol for group in figure_pruning.chosen(figure_pruning.compared(groups))}
-
-    make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True)
-    make_run(tmp_path / "b", "B0-Inc10", pruned=True, steps=3)
-    assert drawn() == {"B0-Inc10"}
-    make_run(tmp_path / "c", "B0-Inc5", steps=20, done=8)
-    assert drawn() == {"B0-Inc5"}
+def test_every_protocol_with_a_pruned_run_has_its_row_and_one_method_one_look(tmp_path, monkeypatch):
+    make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True, config={"sparsity": 0.3})
+    make_run(tmp_path / "b", "B0-Inc10", pruned=True, steps=3, config={"sparsity": 0.3})
+    make_run(tmp_path / "c", "B0-Inc10", pruned=True, steps=3, config={"sparsity": 0.1})
     make_run(tmp_path / "d", "B0-Inc10", steps=3)
     make_run(tmp_path / "e", "B50-Inc10")
-    assert drawn() == {"B0-Inc10"}
-    assert plot("figure_pruning.py", tmp_path).returncode == 0
+    figures = []
+    monkeypatch.setattr(figure_pruning.common, "finish", lambda fig, *rest: figures.append(fig))
+    figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
+    inc5, inc10 = figures[0].axes[:4], figures[0].axes[4:]
+    assert len(inc10) == 4 and [row[0].get_title(loc="left") for row in (inc5, inc10)] == ["B0-Inc5", "B0-Inc10"]
+    looks = {(line.get_label(), line.get_markerfacecolor()) for line in (inc5[2].lines[0], *inc10[2].lines)}
+    assert len(inc5[2].lines) == 1 and len(inc10[2].lines) == len(looks) == 3  # 0.3 looks the same in both
     table = (tmp_path / "table_pruning.md").read_text()
-    assert all(f"| ours: {row} |" in table for row in ("DER | B0-Inc5 | 5", "DER, pruned | B0-Inc5 | 40",
-                                                       "DER | B0-Inc10 | 10", "DER, pruned | B0-Inc10 | 30"))
+    rows = ("DER | B0-Inc10 | 10", "DER, pruned, sparsity 0.3 | B0-Inc5 | 40",
+            "DER, pruned, sparsity 0.1 | B0-Inc10 | 30")
+    assert all(f"| ours: {row} |" in table for row in rows)
     assert "B50-Inc10" not in table
 
 
@@ -111,11 +111,12 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
         make_run(tmp_path / name, config={"machine": here | change})
         groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path)))
         ax, whole = figure_pruning.plt.figure().subplots(1, 2)
-        figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
-        figure_pruning.panel(whole, "accuracy", "%", 1, groups)
+        figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups, groups)
+        figure_pruning.panel(whole, "accuracy", "%", 1, groups, groups)
         assert len(whole.lines) == 2 and len(ax.lines) == (2 if name == "same" else 1), name
         assert ax.lines[-1].get_label() == "ours: DER, pruned"
-        assert ax.get_title() == ("" if name == "same" else "Abacus, 2 threads, torch 2.0; others: see the table")
+        assert ax.get_title().split() == ("" if name == "same" else
+                                          "Abacus, 2 threads, torch 2.0; others: see the table").split()
         figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
         table = (tmp_path / "table_pruning.md").read_text()
         assert "Abacus, 2 threads, torch 2.0 |" in table and (name != "gpu" or "| GPU, torch 2.0 |" in table)
@@ -124,7 +125,7 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
     make_run(tmp_path / "unpruned", config={"machine": here})
     groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path)))
     ax = figure_pruning.plt.figure().subplots()
-    figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups)
+    figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups, groups)
     assert len(groups) == 2 and not ax.lines and ax.get_title() == "several machines: see the table"
 
 
