@@ -4,7 +4,7 @@
 
 Drawn from every run's results.json (parameters, parameters_unpruned, ms_per_image, accuracy, kept) and config.json (the
 machine), a row of panels for each protocol that has a pruned run; without one nothing is drawn. Latencies of two kinds
-of machine are not drawn together.
+of machine are not drawn in one panel.
 """
 import matplotlib.pyplot as plt
 
@@ -35,9 +35,10 @@ def panel(ax, key, label, scale, groups, everything):
         ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)
     ax.set_ylabel(label)
-    if len(drawn) < len(groups):
-        text = f"{drawn[0].machines()[0]}; others: see the table" if drawn else "several machines: see the table"
-        ax.set_title(common.balanced(text, 44), fontsize=6)
+    if key == "ms_per_image":
+        text = drawn[0].machines()[0] if drawn else "several machines: see the table"
+        text += "; others: see the table" if 0 < len(drawn) < len(groups) else ""
+        ax.set_title(common.balanced(text, 40), fontsize=6.5)
     if key != "accuracy" and drawn:
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -50,16 +51,18 @@ def comparable(groups):
 
 
 def kept_panel(ax, groups):
-    """The first pruned group's share of channels kept, in the mean of each stage's masks: do they go bad?"""
+    """The first pruned group's share of channels kept, in the mean of each stage's masks, and that of the features."""
     group, *more = [group for group in groups if group.method == common.DER_PRUNED]
     kept, seen = group.first.results.get("kept", []), group.first.results["classes_seen"]
     for stage, marker in enumerate("osD^"):
         shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
         ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
                 color=plt.get_cmap("viridis")(stage / 3.5), label=f"ResNet stage {stage + 1}")
+    features = [100 * masks.get("stage3", float("nan")) for masks in kept]
+    ax.plot(seen[:len(features)], features, color="#000000", ls="--", lw=1, label="features alone")
     ax.set(ylabel="channels kept (%)", ylim=(0, 104))
     if more:
-        ax.set_title(", ".join(group.variant), fontsize=8)
+        ax.set_title(common.balanced(", ".join(group.variant), 40), fontsize=6.5)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 

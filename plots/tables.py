@@ -13,7 +13,7 @@ FIGURES = {
     "figure4": "Figure 4: accuracy over the classes seen",
     "figure5": "Figure 5: the losses of stage 1 over the first three steps",
     "figure6": "Figure 6: average accuracy by method and protocol",
-    "figure_pruning": "Pruning: parameters, latency and accuracy over the steps",
+    "figure_pruning": "Pruning: parameters, latency, accuracy and channels kept over the steps",
     "figure_tradeoff": "Pruning: accuracy against the parameters that are left",
 }
 DEFINITIONS = """\

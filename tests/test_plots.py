@@ -84,18 +84,21 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
 
 
 def test_every_protocol_with_a_pruned_run_has_its_row_and_one_method_one_look(tmp_path, monkeypatch):
-    make_run(tmp_path / "a", "B0-Inc5", steps=20, done=8, pruned=True, config={"sparsity": 0.3})
-    make_run(tmp_path / "b", "B0-Inc10", pruned=True, steps=3, config={"sparsity": 0.3})
-    make_run(tmp_path / "c", "B0-Inc10", pruned=True, steps=3, config={"sparsity": 0.1})
+    for name, protocol, steps, done, sparsity in (("a", "B0-Inc5", 20, 8, 0.3), ("b", "B0-Inc10", 3, 3, 0.3),
+                                                  ("c", "B0-Inc10", 3, 3, 0.1)):
+        make_run(tmp_path / name, protocol, steps=steps, done=done, pruned=True, config={"sparsity": sparsity},
+                 kept=[{f"stage{i}": sparsity / done for i in range(4)}] * done)
     make_run(tmp_path / "d", "B0-Inc10", steps=3)
     make_run(tmp_path / "e", "B50-Inc10")
-    figures = []
-    monkeypatch.setattr(figure_pruning.common, "finish", lambda fig, *rest: figures.append(fig))
+    figures, finish = [], figure_pruning.common.finish
+    monkeypatch.setattr(figure_pruning.common, "finish", lambda fig, *rest: (figures.append(fig), finish(fig, *rest)))
     figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
+    assert (tmp_path / "figure_pruning.png").exists()
     inc5, inc10 = figures[0].axes[:4], figures[0].axes[4:]
     assert len(inc10) == 4 and [row[0].get_title(loc="left") for row in (inc5, inc10)] == ["B0-Inc5", "B0-Inc10"]
     looks = {(line.get_label(), line.get_markerfacecolor()) for line in (inc5[2].lines[0], *inc10[2].lines)}
     assert len(inc5[2].lines) == 1 and len(inc10[2].lines) == len(looks) == 3  # 0.3 looks the same in both
+    assert inc5[3].lines[0].get_ydata()[0] == 100 * 0.3 / 8 and inc10[3].lines[0].get_ydata()[0] == 100 * 0.1 / 3
     table = (tmp_path / "table_pruning.md").read_text()
     rows = ("DER | B0-Inc10 | 10", "DER, pruned, sparsity 0.3 | B0-Inc5 | 40",
             "DER, pruned, sparsity 0.1 | B0-Inc10 | 30")
@@ -115,8 +118,8 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path):
         figure_pruning.panel(whole, "accuracy", "%", 1, groups, groups)
         assert len(whole.lines) == 2 and len(ax.lines) == (2 if name == "same" else 1), name
         assert ax.lines[-1].get_label() == "ours: DER, pruned"
-        assert ax.get_title().split() == ("" if name == "same" else
-                                          "Abacus, 2 threads, torch 2.0; others: see the table").split()
+        others = "" if name == "same" else "; others: see the table"
+        assert ax.get_title().split() == f"Abacus, 2 threads, torch 2.0{others}".split()
         figure_pruning.draw(runs.load_runs(tmp_path), tmp_path)
         table = (tmp_path / "table_pruning.md").read_text()
         assert "Abacus, 2 threads, torch 2.0 |" in table and (name != "gpu" or "| GPU, torch 2.0 |" in table)
@@ -137,7 +140,7 @@ def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path
         ax = figure_pruning.plt.figure().subplots()
         figure_pruning.kept_panel(ax, groups)
         assert ax.get_title() == ("sparsity 0.6" if len(groups) > 1 else "")
-        assert list(ax.lines[0].get_ydata()) == [100 * share] * 3
+        assert list(ax.lines[0].get_ydata()) == list(ax.lines[-1].get_ydata()) == [100 * share] * 3
 
 
 def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path):
