@@ -83,7 +83,7 @@ def draw(runs, out):
     groups = compared(grouped(runs))
     if not groups:
         return print("figure_pruning.py: no pruned run here, nothing to draw")
-    protocols = list(dict.fromkeys(group.protocol for group in groups))
+    protocols = common.protocols(groups, cifar=False)  # those alone that have a pruned run
     fig, rows = plt.subplots(len(protocols), 4, figsize=(9.6, 0.5 + 2.1 * len(protocols)), layout="constrained",
                              squeeze=False, sharex="row")
     fig.suptitle(common.title(runs), fontsize=9)
