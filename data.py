@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import CIFAR100
 
 
 class DataError(Exception):
@@ -220,6 +219,7 @@ def load(source: str, root: str = "data") -> Dataset:
 
 def cifar100(root: str) -> Dataset:
     """CIFAR-100 by torchvision, which checks the files' MD5 before it opens them."""
+    from torchvision.datasets import CIFAR100  # here: it takes seconds, which other data sets need not wait for
     socket.setdefaulttimeout(30)  # a network that never answers is an error too
     try:
         train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))

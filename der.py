@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -77,7 +77,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
         git = ""
     return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
                 cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
-                python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
+                python=platform.python_version(), torch=torch.__version__, torchvision=version("torchvision"),
                 numpy=np.__version__, commit=git or "unknown")
 
 

@@ -164,7 +164,7 @@ def test_cifar100_is_recognised():
 def test_a_failed_download_names_the_two_ways_out(tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError("no network")
-    monkeypatch.setattr(data, "CIFAR100", no_network)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", no_network)
     with pytest.raises(data.DataError, match=r"--data FILE\.npz.*run_cifar100\.sh demo") as error:
         data.load("cifar100", str(tmp_path))
     assert "\n" not in str(error.value)

@@ -21,21 +21,20 @@ def launch(processes, *flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
-@pytest.mark.parametrize("extra, stops", [((), [2]), (("--prune", "--sparsity", "3000"), [1, 2])])
-def test_two_processes_train_as_one_does(extra, stops, flags, tmp_path):
-    """20 iterations in step 1 and 28 in step 2, of 9 to 11 images: the shares are not even. Once, with a stop between."""
-    flags = [*flags, "--increment", "3", "--batch", "11", "--width", "4", "--epochs", "4", *extra]
+def test_two_processes_train_as_one_does(flags, tmp_path):
+    """10 iterations in step 1 and 14 in step 2, of 9 to 11 images: the shares are not even. With a stop between."""
+    flags = [*flags, "--increment", "3", "--batch", "11", "--width", "4", "--epochs", "2", "--prune", "--sparsity", "3000"]
     results = train.run(train.parse_settings([*flags, "--out", str(tmp_path / "one")]))
-    assert not extra or min(results["kept"][0].values()) < 0.5
-    for steps in stops:
-        done = launch(2, *flags, "--steps", str(steps), "--out", str(tmp_path / "two"))
+    assert min(results["kept"][0].values()) < 0.5
+    for steps in ("1", "2"):
+        done = launch(2, *flags, "--steps", steps, "--out", str(tmp_path / "two"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("settings:") == 1
     tested = launch(2, "--evaluate", str(tmp_path / "two"))
     assert tested.returncode == 0 and tested.stdout.count(" test images of ") == tested.stdout.count("  in ") == 1
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    assert len(one) == len(two) == 12
-    for a, b in zip(one, two):  # after the first 20 iterations roundings have grown
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two):  # after the first step roundings have grown
         assert a.keys() == b.keys() and a == pytest.approx(b, abs=1e-3 if a["step"] == 1 else 5e-2)
     first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["memory"] for name in ("one", "two"))
     assert [chosen.tolist() for chosen in first[:3]] == [chosen.tolist() for chosen in second[:3]]
