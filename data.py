@@ -219,7 +219,11 @@ def load(source: str, root: str = "data") -> Dataset:
 
 def cifar100(root: str) -> Dataset:
     """CIFAR-100 by torchvision, which checks the files' MD5 before it opens them."""
-    from torchvision.datasets import CIFAR100  # here: it takes seconds, which other data sets need not wait for
+    try:
+        from torchvision.datasets import CIFAR100  # here: it takes seconds, which other data sets need not wait for
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it is there, but not of this torch
+        raise DataError(f"CIFAR-100 is read by torchvision, which cannot be imported ({error}): pip install -r "
+                        "requirements.txt, or give --data FILE.npz") from None
     socket.setdefaulttimeout(30)  # a network that never answers is an error too
     try:
         train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +76,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
         git = ""
     return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
                 cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
-                python=platform.python_version(), torch=torch.__version__, torchvision=version("torchvision"),
-                numpy=np.__version__, commit=git or "unknown")
+                python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+                commit=git or "unknown")
 
 
 # ---------------------------------------------------------------------------------------------------- the extractor

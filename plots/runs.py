@@ -135,7 +135,7 @@ class Run:
             return "not recorded"
         threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
         place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
-        return f"{place}, torch {parts.get('torch')}"
+        return ", ".join([place, f"torch {parts.get('torch')}", *filter(None, [self.config.get("precision")])])
 
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""

@@ -1,5 +1,6 @@
 """data.py: orders, increments, herding, the memory, augmentation, the sources."""
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -159,6 +160,13 @@ def test_cifar100_is_recognised():
     assert loaded.class_names[:2] == ["apple", "aquarium_fish"]
     mean = loaded.train_images[::10].float().mean((0, 1, 2)) / 255
     assert torch.allclose(mean, torch.tensor([0.5071, 0.4867, 0.4408]), atol=0.005)
+
+
+def test_without_torchvision_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # as if it were not installed
+    with pytest.raises(data.DataError, match=r"torchvision.*pip install.*--data FILE\.npz") as error:
+        data.load("cifar100", str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_failed_download_names_the_two_ways_out(tmp_path, monkeypatch):
