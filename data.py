@@ -253,7 +253,8 @@ def from_npz(path: str) -> Dataset:
             raise DataError(f"{path}: class {int(counts.argmin()) if len(counts) == classes else len(counts) - 1} has "
                             f"too few images: each label from 0 to {len(counts) - 1} needs at least 2 training images "
                             "and 1 test image")
-    names = [str(name) for name in arrays.get("class_names", np.arange(classes)).ravel()]
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+             for name in arrays.get("class_names", np.arange(classes)).ravel()]
     if len(names) != classes:
         raise DataError(f"{path}: class_names has {len(names)} entries for {classes} classes: give one a class")
     is_cifar = classes == 100 and int(images["train"].sum(dtype=np.int64)) == CIFAR100_SUM

@@ -33,7 +33,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class DeviceError(Exception):
-    """A device that is not there."""
+    """A device that is not there, or an unknown precision."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -47,9 +47,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """auto = bfloat16 where the hardware multiplies it natively, and so trains faster."""
+    """auto = bfloat16 where the hardware multiplies it natively, and so trains faster. Raises DeviceError."""
+    if name not in ("auto", "bfloat16", "float32"):
+        raise DeviceError(f"unknown precision {name!r}: give auto, bfloat16 or float32")
     if name != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+        return getattr(torch, name)
     cpu = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or (
         device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0))
@@ -165,8 +167,8 @@ class ResNet18(nn.Module):
             for c_in, c_out, stride in zip(widths, widths[1:], (1, 2, 2, 2))))
 
     @property
-    def features(self) -> int:
-        """How many there are: 8 * width, fewer once pruned."""
+    def num_features(self) -> int:
+        """Channels of the output: 8 * width, fewer once pruned."""
         return self.stages[-1][-1].conv2[0].out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,8 +234,8 @@ class Supernet(nn.Module):
 
     def reset_heads(self) -> None:
         """H_t over all classes seen, on the super-feature; H_t^a over "old" and the new classes, on F_t alone."""
-        device, newest = self.mean.device, self.extractors[-1].features
-        all_features = sum(extractor.features for extractor in self.extractors)
+        device, newest = self.mean.device, self.extractors[-1].num_features
+        all_features = sum(extractor.num_features for extractor in self.extractors)
         self.classifier = nn.Linear(all_features, sum(self.increments), bias=False, device=device)
         self.auxiliary = nn.Linear(newest, self.increments[-1] + 1, device=device)
 
@@ -246,9 +248,9 @@ class Supernet(nn.Module):
         newest = self.extractors[-1]
         self.dense = {name: value for name, value in newest.state_dict().items() if not name.startswith("masks.")}
         self.kept, self.extractors[-1] = prune.kept(newest), prune.compact(newest)
-        features = self.kept["stage3"]
-        before = features.new_ones(self.classifier.in_features - len(features))
-        for head, columns in ((self.classifier, torch.cat([before, features])), (self.auxiliary, features)):
+        kept = self.kept["stage3"]  # of the features
+        before = kept.new_ones(self.classifier.in_features - len(kept))
+        for head, columns in ((self.classifier, torch.cat([before, kept])), (self.auxiliary, kept)):
             head.weight = nn.Parameter(head.weight.detach()[:, columns], head.weight.requires_grad)
             head.in_features = int(columns.sum())
 
@@ -261,21 +263,18 @@ class Supernet(nn.Module):
     def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int, dense: dict[str, Tensor],
                 kept: dict[str, Tensor]) -> None:
         """Grow an empty supernet to what it was when state = state_dict() was taken, and dense and kept."""
-        masks, self.masks = self.masks, None
-        for n_new in increments:
-            self.expand(n_new)
-        self.masks = masks
-        for index, extractor in enumerate(self.extractors):
-            prefix = f"extractors.{index}."
+        self.increments = list(increments)
+        for index in range(len(increments) if self.expansion else 1):
+            prefix, extractor = f"extractors.{index}.", ResNet18(self.width).to(memory_format=torch.channels_last)
+            self.extractors.append(extractor)
             if any(name.startswith(prefix + "masks.") for name in state):
-                prune.attach(extractor, masks)
+                prune.attach(extractor, self.masks)
             else:
                 prune.reshape_like(extractor, state, prefix)
         self.reset_heads()
         self.load_state_dict(state)
         self.to(self.mean.device)  # the state may be of another device
         self.dense, self.kept = dense, kept
-        self.folded.clear()
         self.freeze(frozen)
 
     def train(self, mode: bool = True) -> Supernet:
@@ -314,7 +313,7 @@ class Supernet(nn.Module):
         old: these images' features of all extractors but the newest, where they are known already.
         """
         features = self.features(images) if old is None else torch.cat([old, self.features(images, -1)], dim=1)
-        newest = features[:, -self.extractors[-1].features:]
+        newest = features[:, -self.extractors[-1].num_features:]
         return self.classifier(features), self.auxiliary(newest), features
 
     @torch.no_grad()
@@ -341,7 +340,7 @@ class Supernet(nn.Module):
         with torch.device("meta"):
             full = ResNet18(self.width)
         count, classes = len(self.extractors), sum(self.increments)
-        return count * (sum(p.numel() for p in full.parameters()) + full.features * classes)
+        return count * (sum(p.numel() for p in full.parameters()) + full.num_features * classes)
 
 
 @torch.no_grad()

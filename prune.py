@@ -59,7 +59,8 @@ def compensate(grad: Tensor, e: Tensor, s: float | Tensor) -> Tensor:
 def layers(extractor: nn.Module) -> Iterator[tuple[str, nn.Sequential, str | None, str]]:
     """Each ConvBN's name, itself, the names of the masks of its input (None: the image's channels) and of its output.
 
-    What is added together shares a mask: the stem, the second convolutions and the shortcut of a stage.
+    What is added together shares a mask: in the first stage the stem and both second convolutions, in every other one
+    both second convolutions and the shortcut.
     """
     source = "stage0"
     yield "stem", extractor.stem, None, source

@@ -77,7 +77,8 @@ class Settings:
     expansion: bool = setting(True, "add an extractor each step; without, one is trained on (ablation)")
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 
-    epochs: int = setting(170, "stage 1: epochs of a step, also of the first unless the next say otherwise", least=1)
+    epochs: int = setting(170, "stage 1: epochs of a step; where given, of the first too, unless --first-epochs or "
+                         "--base-epochs is", least=1)
     first_epochs: int = setting(0, "stage 1: epochs of the first step where base is 0; 0 = as every step", least=0)
     schedule: str = setting("steps", "stage 1: course of the learning rate", choices=("steps", "onecycle"))
     warmup: int = setting(10, "steps: epochs of linear warm-up, after which the heads begin anew", least=0)
@@ -113,7 +114,7 @@ class Settings:
 # Where a profile differs from the paper's settings, and why.
 PROFILES = {
     "paper": {},
-    # A fifth of the epochs; the first step, which starts from random weights, has more. One cycle with Nesterov's
+    # 30 of 170 epochs; the first step, which starts from random weights, has more. One cycle with Nesterov's
     # momentum needs few, and small batches give an epoch of 5000 to 7000 images more iterations.
     # A narrow or pruned network's few features leave stage 2 short of gradient at temperature 5.
     # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
@@ -373,7 +374,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
     is_base = of_base and s.base_epochs > 0  # it has a schedule of its own
     lambda_a = 1.0 if s.auxiliary and r.step > 0 else 0.0
     lambda_s = (of_base and s.base_sparsity) or s.sparsity
-    weights = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": lambda_s}
+    lambdas = {"classification": 1.0, "auxiliary": lambda_a, "sparsity": lambda_s}
     net.auxiliary.requires_grad_(lambda_a > 0)
     model = shared(net)
     optimizer = torch.optim.SGD(groups(net, s), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov,
@@ -384,11 +385,11 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
         scheduler.load_state_dict(checkpoint["scheduler"])
 
     def loss(index: Tensor, draw: Tensor, features: Tensor | None, slope: Tensor | None,
-             weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 2 over a batch -> L, and its terms by name before they are weighed.
+             share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 2 over a batch -> L, and its terms by name without their lambda; both times share.
 
         index [B]: training images; draw [4, B]: their augmentation; features [B, D]: theirs in the frozen extractors;
-        slope: of the masks; weight: of this process's share of the batch.
+        slope: of the masks; share: of this process in the batch, 1 for its mean one.
         """
         labels = r.data.train_labels[index]
         if net.masked():
@@ -400,8 +401,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
         if net.masked():
             terms["sparsity"] = prune.sparsity_loss(net.extractors[-1])
         # L = L_H + lambda_a L_Ha + lambda_s L_s
-        total = sum(weights[name] * term for name, term in terms.items())
-        return weight * total, {name: weight * term for name, term in terms.items()}
+        total = sum(lambdas[name] * term for name, term in terms.items())
+        return share * total, {name: share * term for name, term in terms.items()}
 
     passes = Passes(loss, optimizer)
     for epoch in range(r.epoch, epochs):
@@ -425,9 +426,9 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
         def gradients(whole: Tensor) -> dict[str, Tensor]:
             """Both passes of a batch, whole [B] (places in samples) -> the loss's terms."""
             batch = whole.tensor_split(world_size())[rank()]  # of several processes, each has its share
-            weight = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
+            share = len(batch) * world_size() / len(whole)  # so that the processes' mean is that of the whole batch
             return passes(samples[batch], draw[:, batch], old[view][batch] if old else None,
-                          next(slopes) if net.masked() else None, weight)
+                          next(slopes) if net.masked() else None, share)
 
         terms = train_epoch(parts, gradients, optimizer, scheduler, progress.tick)
         r.epoch = epoch + 1

@@ -113,7 +113,7 @@ class Run:
 
     def settings(self):
         """In words, all that makes two runs of one method incomparable; order and seed are averaged over."""
-        smoothing = self.config.get("label_smoothing", 0)
+        smoothing = self.config["label_smoothing"]
         words = (f"profile {self.results['profile']}", f"width {self.results['width']}")
         words += (f"label smoothing {smoothing:g}",) if smoothing else ()
         return words + (("held-out images",) if self.held_out else ()) + (f"{self.config['epochs']} epochs a step",)
@@ -150,8 +150,7 @@ class Run:
 def load_run(folder):
     """Run folder -> Run, or Bad."""
     config, results = (parse(read_text(folder / name), folder / name) for name in ("config.json", "results.json"))
-    newer = {"label_smoothing": NUMBER} if "label_smoothing" in config else {}
-    require(config, folder / "config.json", {"epochs": int, "validation": NUMBER} | newer)
+    require(config, folder / "config.json", {"epochs": int, "validation": NUMBER, "label_smoothing": NUMBER})
     check_results(results, folder / "results.json")
     return Run(folder, config, results)
 

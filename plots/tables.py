@@ -65,6 +65,13 @@ def table1(groups, cifar):
                      for name, row in rows.items()])
 
 
+def ablation(groups, protocol):
+    """The protocol's runs in the ablation: those that are not pruned; of a method that has none, the pruned."""
+    these = [g for g in groups if g.protocol == protocol]
+    whole = {g.method[:2] for g in these if not g.method[2]}
+    return [g for g in these if not g.method[2] or g.method[:2] not in whole]
+
+
 def table2(groups, cifar):
     """The ablation: last and average accuracy, ours and on CIFAR-100 the paper's -> table, its protocol."""
     ablated = [g.protocol for g in groups if not all(g.method[:2])]
@@ -72,8 +79,8 @@ def table2(groups, cifar):
     paper = {(r["expansion"], r["auxiliary"]): r for r in common.REFERENCE["table2"]["rows"]} if cifar else {}
     rows = []
     for method in ((False, False), (False, True), (True, False), (True, True)):
-        ours = [(common.describe(g), *(cell(g, key) for key in ("last", "average", "average_stage1"))) for g in groups
-                if g.protocol == protocol and g.method == method + (False,)]
+        ours = [(common.describe(g), *(cell(g, key) for key in ("last", "average", "average_stage1")))
+                for g in ablation(groups, protocol) if g.method[:2] == method]
         if not ours and method != (False, True):                      # that row is not in the paper's table
             ours = [(common.name(method + (False,)), *[NOT_RUN] * 3)]
         theirs = [f"{paper[method][key]:.2f}" if method in paper else "–" for key in ("last", "average")]
@@ -171,10 +178,9 @@ def draw(runs, out):
     """Runs of one data set -> table1.md, table2.md and report.md in out."""
     groups, cifar = grouped(runs), common.on_cifar(runs)
     first, (second, protocol) = table1(groups, cifar), table2(groups, cifar)
-    star = f"\\* The report's B50-Inc10 is {common.NOT_B50}." if cifar else ""
-    ablation = [g for g in groups if g.protocol == protocol and not g.method[2]]
+    these, star = ablation(groups, protocol), f"\\* The report's B50-Inc10 is {common.NOT_B50}." if cifar else ""
     common.write_text(out / "table1.md", paragraphs(first, common.caption(groups), star, footnotes(groups, cifar)))
-    common.write_text(out / "table2.md", paragraphs(second, common.caption(ablation), footnotes(ablation, cifar)))
+    common.write_text(out / "table2.md", paragraphs(second, common.caption(these), footnotes(these, cifar)))
     common.write_text(out / "report.md", report(runs, groups, cifar, out))
 
 

@@ -115,7 +115,7 @@ def overhead(width, batch, t, rounds):
     def frozen_features():
         return [folded(chunk.to(net.precision)) for folded in net.folded]
 
-    fixed = [torch.rand(batch, extractor.features) for extractor in net.extractors[:-1]]
+    fixed = [torch.rand(batch, extractor.num_features) for extractor in net.extractors[:-1]]
 
     def step():
         with torch.autocast(images.device.type, torch.bfloat16, enabled=net.precision == torch.bfloat16):

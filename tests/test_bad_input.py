@@ -88,6 +88,11 @@ def test_unknown_device():
         der.choose_device("mps")
 
 
+def test_unknown_precision():
+    with pytest.raises(der.DeviceError, match="unknown precision 'fp16': give auto, bfloat16 or float32"):
+        der.choose_precision("fp16", torch.device("cpu"))
+
+
 def without(key):
     return lambda arrays: arrays.pop(key)
 

@@ -142,11 +142,12 @@ def test_synthetic_is_seeded():
 @pytest.mark.parametrize("change", [
     {}, {"train_images": lambda x: x[..., 0], "test_images": lambda x: x[..., 0]},
     {"train_images": lambda x: x[..., :1], "test_images": lambda x: x[..., :1]},
-    {"train_labels": lambda x: x.ravel().astype(np.int64)}])
+    {"train_labels": lambda x: x.ravel().astype(np.int64)}, {"class_names": lambda x: x.astype("S")}])
 def test_npz_of_any_usual_form(change, arrays, tmp_path):
+    arrays["class_names"] = np.array(list("abcdef"))
     for key, apply in change.items():
         arrays[key] = apply(arrays[key])
-    np.savez(tmp_path / "flowers.npz", **arrays, class_names=np.array(list("abcdef")))
+    np.savez(tmp_path / "flowers.npz", **arrays)
     loaded = data.load(str(tmp_path / "flowers.npz"))
     assert loaded.name == "flowers.npz" and loaded.class_names == list("abcdef")
     assert loaded.train_images.shape == (96, 12, 12, 3) and loaded.train_images.dtype == torch.uint8

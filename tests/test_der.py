@@ -32,7 +32,7 @@ def train_a_little(net, steps=3):
 
 def test_resnet18_has_the_papers_size():
     extractor = der.ResNet18(64)
-    assert extractor.features == 512
+    assert extractor.num_features == 512
     assert sum(p.numel() for p in extractor.parameters()) == 11_168_832
     assert [stage[0].conv1[0].stride[0] for stage in extractor.stages] == [1, 2, 2, 2]
     assert extractor(torch.rand(2, 3, 32, 32)).shape == (2, 512)

@@ -35,7 +35,7 @@ def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, 
     results.update(changes)
     (folder / "results.json").write_text(json.dumps(results))
     config = dict({key: results[key] for key in ("order", "seed", "width")}, epochs=4, validation=0.0, lr=0.1,
-                  machine={"torch": "2"}) | config
+                  label_smoothing=0.0, machine={"torch": "2"}) | config
     (folder / "config.json").write_text(json.dumps(config))
     log = [dict(step=t + 1, stage=1, epoch=e + 1, classification=1 / (e + 1), auxiliary=0.5, lr=0.1, seconds=1.0)
            for t in range(done) for e in range(4)]
@@ -331,6 +331,16 @@ def test_table_2_has_the_average_before_stage_2(tmp_path):
     assert plot("tables.py", tmp_path).returncode == 0
     head, _, _, _, der = (line.split(" | ") for line in (tmp_path / "table2.md").read_text().splitlines()[:5])
     assert der[head.index("before stage 2")] == "80.33" and der[head.index("ours: average")] == "84.50"
+
+
+def test_table_2_has_a_pruned_run_where_there_is_no_other(tmp_path):
+    make_run(tmp_path / "a", pruned=True, average=70.0, accuracy=[75.0, 70.0, 65.0])
+    make_run(tmp_path / "b", pruned=True, auxiliary=False)
+    make_run(tmp_path / "c", auxiliary=False)
+    assert plot("tables.py", tmp_path).returncode == 0
+    _, _, neither, no_auxiliary, der, *more = (tmp_path / "table2.md").read_text().splitlines()
+    assert "pruned" in der and "70.00" in der and not any(line.startswith("|") for line in more)
+    assert "not run" in neither and "84.50" in no_auxiliary and "pruned" not in no_auxiliary
 
 
 def test_each_method_has_a_marker_and_a_line_of_its_own():

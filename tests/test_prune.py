@@ -119,10 +119,10 @@ def check_compact(extractor):
         whole, part = extractor(images), small(images)
     assert torch.allclose(whole[:, kept], part, atol=1e-4) and (whole[:, ~kept] == 0).all()
     counts = {name: int(mask.kept().sum()) for name, mask in extractor.masks.items()}
-    rows = naive_layers(extractor.features // 8, counts)
+    rows = naive_layers(extractor.num_features // 8, counts)
     assert sum(p.numel() for p in small.parameters()) == sum(k * k * m_in * m_out + 2 * m_out
                                                              for k, _, _, m_in, m_out in rows)
-    assert small.features == counts["stage3"] and type(small) is der.ResNet18
+    assert small.num_features == counts["stage3"] and type(small) is der.ResNet18
     assert not any(isinstance(module, prune.Mask) for module in small.modules())
     assert not any(module.scale is not None for module in small.modules() if isinstance(module, der.BatchNorm))
     assert {name for name, _ in small.named_parameters()} == {name for name, _ in der.ResNet18(2).named_parameters()}
