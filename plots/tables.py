@@ -77,10 +77,10 @@ def table2(groups, cifar):
     ablated = [g.protocol for g in groups if not all(g.method[:2])]
     protocol = "B0-Inc10" if cifar else (ablated or [groups[0].protocol])[0]
     paper = {(r["expansion"], r["auxiliary"]): r for r in common.REFERENCE["table2"]["rows"]} if cifar else {}
-    rows = []
+    these, rows = ablation(groups, protocol), []
     for method in ((False, False), (False, True), (True, False), (True, True)):
         ours = [(common.describe(g), *(cell(g, key) for key in ("last", "average", "average_stage1")))
-                for g in ablation(groups, protocol) if g.method[:2] == method]
+                for g in these if g.method[:2] == method]
         if not ours and method != (False, True):                      # that row is not in the paper's table
             ours = [(common.name(method + (False,)), *[NOT_RUN] * 3)]
         theirs = [f"{paper[method][key]:.2f}" if method in paper else "–" for key in ("last", "average")]
