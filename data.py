@@ -46,21 +46,23 @@ ORDERS = {
 # ---------------------------------------------------------------------------------------------- the protocol's parts
 
 def class_order(name_or_seed: str | int, num_classes: int) -> list[int]:
-    """The order in which classes arrive: a name in ORDERS, or an integer seed for a random permutation.
+    """The order in which classes arrive: a name in ORDERS, natural (by label), or the seed of a random permutation.
 
     Returns the data set's labels, first to arrive first. Raises DataError for an unknown name, or a named order
     (they are CIFAR-100's) on data with another number of classes.
     """
+    if name_or_seed == "natural":
+        return list(range(num_classes))
     if name_or_seed in ORDERS:
         if num_classes != 100:
             raise DataError(f"the class order {name_or_seed} lists 100 classes and the data has {num_classes}: "
-                            "give an integer seed instead, as in --order 0")
+                            "give natural or an integer seed instead, as in --order 0")
         return list(ORDERS[name_or_seed])
     try:
         return np.random.RandomState(int(name_or_seed)).permutation(num_classes).tolist()
     except ValueError:
         raise DataError(f"unknown class order {name_or_seed!r}: give one of {', '.join(ORDERS)}, "
-                        "or an integer seed from 0 to 4294967295") from None
+                        "natural, or an integer seed from 0 to 4294967295") from None
 
 
 def increments(num_classes: int, base: int, increment: int) -> list[int]:

@@ -52,10 +52,17 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         raise DeviceError(f"unknown precision {name!r}: give auto, bfloat16 or float32")
     if name != "auto":
         return getattr(torch, name)
-    cpu = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or (
-        device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0))
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        native = re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo())  # an older torch cannot tell
     return torch.bfloat16 if native else torch.float32
+
+
+def cpuinfo() -> str:
+    """What Linux knows of this machine's processors; elsewhere nothing."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
 
 
 def chunk(images: Tensor, device: torch.device) -> int:
@@ -69,8 +76,7 @@ def chunk(images: Tensor, device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What a reader of results wants to know of where they were made."""
-    info = Path("/proc/cpuinfo")
-    cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    cpu = re.search(r"model name\s*: (.*)", cpuinfo())
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
                              capture_output=True, text=True).stdout.strip()
@@ -318,15 +324,17 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor | np.ndarray) -> tuple[list[str], Tensor]:
-        """Classify images uint8 [N, H, W, 3] -> N class names, and probabilities [N, classes] on the CPU.
+        """Classify images uint8 [N, H, W, 3] or, grey, [N, H, W] -> N names, and probabilities [N, classes] on the CPU.
 
-        The columns of the probabilities are in the order of class_names.
+        The columns of the probabilities are in the order of class_names. Raises ValueError for anything else.
         """
         images = torch.as_tensor(images)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"predict takes uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        whole = images[..., None] if images.ndim == 3 else images
+        if images.dtype != torch.uint8 or whole.ndim != 4 or whole.shape[3] not in (1, 3) or min(whole.shape[1:3]) < 8:
+            raise ValueError("predict takes uint8 images [N, H, W, 3] or [N, H, W] of at least 8 x 8 pixels, not "
+                             f"{images.dtype} {list(images.shape)}")
         self.eval()
-        parts = images.split(chunk(images, self.mean.device))
+        parts = whole.expand(-1, -1, -1, 3).split(chunk(whole, self.mean.device))
         scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in parts)
         probabilities = torch.cat([self(part)[0].softmax(1).cpu() for part in scaled])
         return [self.class_names[index] for index in probabilities.argmax(1)], probabilities

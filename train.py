@@ -57,7 +57,8 @@ class Settings:
     base: int = setting(0, "classes of the first step; 0 = as many as an increment", least=0)
     increment: int = setting(10, "new classes of every other step", least=1)
     steps: int = setting(0, "stop after this many steps; 0 = all", least=0)
-    order: str = setting("", "class order: podnet1 .. 3, icarl1993 or a seed; empty = podnet1 with 100 classes, else 0")
+    order: str = setting("", "class order: podnet1 .. 3, icarl1993, natural (by label) or a seed of a random one; "
+                         "empty = podnet1 with 100 classes, else 0")
     memory: int = setting(2000, "exemplars in all, shared equally by the classes seen (where base is 0)", least=1)
     memory_per_class: int = setting(20, "exemplars of each class instead (where base is not 0)", least=1)
     validation: float = setting(0.0, "test on this share of the training images, held out, to choose settings", least=0,
@@ -450,8 +451,8 @@ def compact(net: Supernet, optimizer: torch.optim.Optimizer, s: Settings) -> tor
 def groups(net: Supernet, s: Settings) -> list[dict]:
     """The optimiser's groups: the weights in training; in a run with pruning, the masks, none once they are gone.
 
-    A mask's gradients, of both losses, shrink as one over the width, so its rate rises with it: the same lambda_s then
-    prunes networks of any width alike. 16 is the width at which the defaults of pruning were found.
+    A mask's gradients, of both losses, shrink as one over the width, so its rate rises with it: that brings the effect
+    of a lambda_s closer together across widths. 16 is the width at which the defaults of pruning were found.
     """
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     weights, masks = ([p for name, p in trained if (".masks." in name) == masked] for masked in (False, True))

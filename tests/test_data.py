@@ -17,6 +17,7 @@ def test_class_orders_are_the_published_ones():
     for name in data.ORDERS:
         assert sorted(data.class_order(name, 100)) == list(range(100))
     assert data.class_order("1993", 100) == data.class_order("icarl1993", 100)
+    assert data.class_order("natural", 7) == list(range(7))
     assert data.class_order(3, 7) == data.class_order("3", 7) and sorted(data.class_order(3, 7)) == list(range(7))
 
 

@@ -30,6 +30,16 @@ def train_a_little(net, steps=3):
         optimizer.step()
 
 
+@pytest.mark.parametrize("flags, expected", [
+    ("fpu avx2 avx512f avx512_bf16 avx512_vnni", torch.bfloat16), ("amx_bf16 avx512_fp16 amx_tile", torch.bfloat16),
+    ("fpu avx2 avx512f avx512_vnni", torch.float32), ("", torch.float32)])
+def test_bfloat16_where_the_processor_multiplies_it(flags, expected, monkeypatch):
+    monkeypatch.setattr(der, "cpuinfo", lambda: f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n")
+    cpu = torch.device("cpu")
+    assert der.choose_precision("auto", cpu) == expected and der.machine(cpu)["cpu"] == "Some CPU"
+    assert der.choose_precision("bfloat16", cpu) == torch.bfloat16
+
+
 def test_resnet18_has_the_papers_size():
     extractor = der.ResNet18(64)
     assert extractor.num_features == 512

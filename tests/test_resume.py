@@ -126,9 +126,12 @@ def test_on_a_gpu(extra, flags, tmp_path):
     assert torch.allclose(there, here, atol=2e-2)
 
 
-def test_predict_refuses_other_images():
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3)), np.zeros((32, 32, 3), np.uint8),
+                                    np.zeros((2, 3, 32, 32), np.uint8), np.zeros((28, 28), np.uint8)])
+def test_predict_refuses_other_images(images):
+    """Not uint8; a single image, in colour or grey; the channels in another place."""
     with pytest.raises(ValueError, match="uint8 images"):
-        der.Supernet(2).predict(np.zeros((2, 8, 8, 3)))
+        der.Supernet(2).predict(images)
 
 
 def test_load_refuses_what_is_no_finished_step(flags, tmp_path, monkeypatch):
@@ -157,7 +160,10 @@ def test_any_data_runs_through_all_of_it(shape, sizes, flags, tmp_path):
     results = train.run(train.parse_settings([*flags, "--data", str(tmp_path / "uneven.npz"), "--base", "2",
                                               "--increment", "1", "--epochs", "1", "--head-epochs", "1"]))
     assert results["classes_seen"] == [2, 3] and results["dataset"] == "uneven.npz"
-    assert der.load(tmp_path / "run").predict(np.zeros((1, *shape[:2], 3), np.uint8))[1].shape == (1, 3)
+    images, net = arrays["test_images"], der.load(tmp_path / "run")
+    in_colour = images if images.ndim == 4 else np.stack([images] * 3, -1)
+    probabilities = net.predict(images)[1]
+    assert probabilities.shape == (len(images), 3) and torch.equal(probabilities, net.predict(in_colour)[1])
 
 
 def test_a_run_goes_on_as_it_began_on_another_machine(flags, monkeypatch):
