@@ -48,8 +48,8 @@ ORDERS = {
 def class_order(name_or_seed: str | int, num_classes: int) -> list[int]:
     """The order in which classes arrive: a name in ORDERS, natural (by label), or the seed of a random permutation.
 
-    Returns the data set's labels, first to arrive first. Raises DataError for an unknown name, or a named order
-    (they are CIFAR-100's) on data with another number of classes.
+    Returns the data set's labels, first to arrive first. Raises DataError for an unknown name, or one in
+    ORDERS (they are CIFAR-100's) on data with another number of classes.
     """
     if name_or_seed == "natural":
         return list(range(num_classes))

@@ -55,7 +55,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability() >= (8, 0)
     else:
-        native = re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo())  # an older torch cannot tell
+        native = re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo())  # whether torch can tell depends on its version
     return torch.bfloat16 if native else torch.float32
 
 
@@ -326,7 +326,8 @@ class Supernet(nn.Module):
     def predict(self, images: Tensor | np.ndarray) -> tuple[list[str], Tensor]:
         """Classify images uint8 [N, H, W, 3] or, grey, [N, H, W] -> N names, and probabilities [N, classes] on the CPU.
 
-        The columns of the probabilities are in the order of class_names. Raises ValueError for anything else.
+        Prepared as for training; grey may be [N, H, W, 1], too. A single image is images[None]: one [3, H, W] would be
+        taken for three grey ones. The columns of the probabilities are in the order of class_names. Raises ValueError.
         """
         images = torch.as_tensor(images)
         whole = images[..., None] if images.ndim == 3 else images

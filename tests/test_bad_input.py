@@ -61,7 +61,7 @@ def call(monkeypatch, capsys, flags):
     (["--device", "tpu"], "invalid choice: 'tpu'"),
     (["--sparcity", "1"], "unrecognized arguments: --sparcity 1"),
     (["--order", "alphabet"], "unknown class order 'alphabet'"),
-    (["--order", "podnet1"], "the class order podnet1 lists 100 classes and the data has 6"),
+    (["--order", "podnet1"], "podnet1 lists 100 classes and the data has 6: give natural or an integer seed"),
     (["--increment", "0"], "--increment 0: it must be a number at least 1"),
     (["--increment", "4"], "6 classes cannot be divided into base 0 and steps of 4"),
     (["--base", "5"], "6 classes cannot be divided into base 5 and steps of 2"),

@@ -127,9 +127,10 @@ def test_on_a_gpu(extra, flags, tmp_path):
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3)), np.zeros((32, 32, 3), np.uint8),
-                                    np.zeros((2, 3, 32, 32), np.uint8), np.zeros((28, 28), np.uint8)])
+                                    np.zeros((2, 3, 32, 32), np.uint8), np.zeros((28, 28), np.uint8),
+                                    np.zeros((2, 4, 4, 3), np.uint8)])
 def test_predict_refuses_other_images(images):
-    """Not uint8; a single image, in colour or grey; the channels in another place."""
+    """Not uint8; a single image, in colour or grey; the channels in another place; too small."""
     with pytest.raises(ValueError, match="uint8 images"):
         der.Supernet(2).predict(images)
 
@@ -161,9 +162,11 @@ def test_any_data_runs_through_all_of_it(shape, sizes, flags, tmp_path):
                                               "--increment", "1", "--epochs", "1", "--head-epochs", "1"]))
     assert results["classes_seen"] == [2, 3] and results["dataset"] == "uneven.npz"
     images, net = arrays["test_images"], der.load(tmp_path / "run")
-    in_colour = images if images.ndim == 4 else np.stack([images] * 3, -1)
     probabilities = net.predict(images)[1]
-    assert probabilities.shape == (len(images), 3) and torch.equal(probabilities, net.predict(in_colour)[1])
+    assert probabilities.shape == (len(images), 3)
+    if images.ndim == 3:
+        assert torch.equal(probabilities, net.predict(np.stack([images] * 3, -1))[1])
+        assert torch.equal(probabilities, net.predict(images[..., None])[1])
 
 
 def test_a_run_goes_on_as_it_began_on_another_machine(flags, monkeypatch):
