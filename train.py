@@ -88,6 +88,10 @@ class Settings:
     base_milestones: tuple = setting((60, 120, 160), "its milestones, without a warm-up")
     views: int = setting(0, "stage 1: augmented views of each image, by turns, which frozen extractors see once; 0 = "
                          "another every epoch", least=0)
+    shift: int = setting(4, "augmentation: pixels by which an image is shifted at most, each way", least=0)
+    flip: bool = setting(True, "augmentation: mirror half of the images")
+    brightness: int = setting(63, "augmentation: change of brightness at most, either way, in 255ths of it", least=0,
+                              below=256)
     batch: int = setting(128, "stage 1: images a batch", least=2)
     lr: float = setting(0.1, "stage 1: (highest) learning rate", above=0)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1)
@@ -395,7 +399,7 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
         labels = r.data.train_labels[index]
         if net.masked():
             prune.set_masks(net.extractors[-1], slope)
-        logits, aux_logits, _ = model(augment(r.data.train_images[index], draw), features)
+        logits, aux_logits, _ = model(augmented(r, index, draw), features)
         terms = {"classification": classification_loss(logits, labels, s.label_smoothing)}
         if lambda_a:
             terms["auxiliary"] = auxiliary_loss(aux_logits, labels, n_old, s.label_smoothing)
@@ -502,6 +506,12 @@ def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
 
 # --------------------------------------------------------------------------------------------- features, evaluation
 
+def augmented(r: Run, index: Tensor, draw: Tensor) -> Tensor:
+    """Training images (indices [B], on the device) -> [B, 3, H, W] in [0, 1], augmented as draw [4, B] says."""
+    s = r.settings
+    return augment(r.data.train_images[index], draw, s.shift, s.flip, s.brightness / 255)
+
+
 @torch.no_grad()
 def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | None = None) -> Tensor:
     """Super-features [N, D] of training images (indices) in test mode; of augmented ones where draw [4, N] is given.
@@ -512,8 +522,8 @@ def extract(r: Run, samples: Tensor, draw: Tensor | None = None, last: int | Non
     count, chunks = math.ceil(len(samples) / world_size()), []
     mine = torch.arange(rank() * count, (rank() + 1) * count) % len(samples)
     for part in mine.split(chunk(r.data.train_images, r.device)):
-        images = r.data.train_images[samples[part].to(r.device)]
-        images = to_float(images) if draw is None else augment(images, draw[:, part])
+        index = samples[part].to(r.device)
+        images = to_float(r.data.train_images[index]) if draw is None else augmented(r, index, draw[:, part])
         chunks.append(r.supernet.features(images, last=last))
     features = torch.cat(chunks)
     if dist.is_initialized():

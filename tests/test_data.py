@@ -81,15 +81,22 @@ def naive_augment(image, top, left, flip, brightness, padding=4):
     return np.minimum(crop / 255 * brightness, 1).transpose(2, 0, 1)
 
 
-def test_augment_is_crop_flip_brightness_of_each_image():
+@pytest.mark.parametrize("shift, flip", [(4, True), (2, False)])
+def test_augment_is_crop_flip_brightness_of_each_image(shift, flip):
     images = torch.randint(0, 256, (50, 10, 14, 3), dtype=torch.uint8)
     draw = torch.rand(4, 50, generator=torch.Generator().manual_seed(5))
-    out = data.augment(images, draw, jitter=0.25)
+    out = data.augment(images, draw, shift, flip, jitter=0.25)
     assert out.shape == (50, 3, 10, 14) and out.dtype == torch.float32
     for i in range(50):
-        expected = naive_augment(images[i].numpy(), int(draw[0, i] * 9), int(draw[1, i] * 9), draw[2, i] < 0.5,
-                                 0.75 + 0.5 * draw[3, i].item())
+        top, left = (int(share * (2 * shift + 1)) for share in draw[:2, i])
+        expected = naive_augment(images[i].numpy(), top, left, flip and draw[2, i] < 0.5,
+                                 0.75 + 0.5 * draw[3, i].item(), shift)
         assert np.allclose(out[i].numpy(), expected, atol=1e-6)
+
+
+def test_augment_may_leave_images_as_they_are():
+    images = torch.randint(0, 256, (20, 8, 9, 3), dtype=torch.uint8)
+    assert torch.equal(data.augment(images, torch.rand(4, 20), 0, False, 0.0), data.to_float(images))
 
 
 def test_augment_draws_every_offset_both_flips_and_the_whole_range():

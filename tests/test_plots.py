@@ -262,6 +262,15 @@ def test_a_lambda_s_of_the_first_step_is_named_where_there_is_one(tmp_path):
     assert variants == {"c": (), "d": ("base_sparsity 0.1",)}
 
 
+def test_runs_from_before_augmentation_was_a_setting_had_todays(tmp_path):
+    todays = {"shift": 4, "flip": True, "brightness": 63}
+    for name, config in (("old", {}), ("new", todays), ("other", {"flip": False})):
+        make_run(tmp_path / name, config=config)
+    groups = runs.grouped(runs.load_runs(tmp_path))
+    assert {group.variant: [run.folder.name for run in group.runs] for group in groups} == {
+        ("flip True",): ["new", "old"], ("flip False",): ["other"]}
+
+
 def test_five_settings_of_one_method_have_five_looks(tmp_path):
     for sparsity in range(1, 6):
         make_run(tmp_path / str(sparsity), pruned=True, config={"sparsity": sparsity})

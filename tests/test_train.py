@@ -260,6 +260,17 @@ def test_the_loss_is_eq_2(flags, monkeypatch):
         assert all(abs(rest) < 1e-5 for _, rest in totals)
 
 
+def test_every_augmented_image_is_augmented_as_the_settings_say(flags, monkeypatch):
+    """In stage 1, for the new extractor and for the frozen one, and in stage 2."""
+    how, draws = set(), []
+    monkeypatch.setattr(train, "augment", lambda images, draw, *rest: (
+        how.add(rest), draws.append(draw), data.augment(images, draw, *rest))[-1])
+    train.run(settings(*flags, "--steps", "2", "--shift", "1", "--no-flip", "--brightness", "51"))
+    assert how == {(1, False, 0.2)}
+    first, second = 3 * 32, 3 * 56 + 2 * 56 + 2 * 48  # steps: epochs; views of the frozen extractor; of stage 2
+    assert sum(draw.shape[1] for draw in draws) == first + second
+
+
 def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):
     outputs, given, original = [], [], train.train_classifier
 
