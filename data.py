@@ -166,18 +166,19 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 255
 
 
-def augment(images: Tensor, draw: Tensor, shift: int = 4, flip: bool = True, jitter: float = 63 / 255) -> Tensor:
-    """Random crop from a black border as wide as shift, horizontal flip and brightness.
+def augment(images: Tensor, draw: Tensor, shift: int, flip: bool, jitter: float) -> Tensor:
+    """Random crop from a black border, horizontal flip and brightness.
 
     images uint8 [B, H, W, 3], draw [4, B] (top, left, flip, brightness of each image, uniform in [0, 1)) -> float
-    [B, 3, H, W] in [0, 1], channels last in memory. jitter: the largest relative change of brightness.
+    [B, 3, H, W] in [0, 1], channels last in memory. shift: pixels of the border; flip: whether half of the images are
+    mirrored; jitter: the largest relative change of brightness.
     """
     batch, height, width, _ = images.shape
     draw = draw.to(images.device)
     top, left = (draw[:2] * (2 * shift + 1)).long()
     x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
     rows = top[:, None] + y  # [B, H]
-    columns = left[:, None] + torch.where(draw[2, :, None] < 0.5 * flip, width - 1 - x, x)  # [B, W]; half are flipped
+    columns = left[:, None] + torch.where(draw[2, :, None] < 0.5 * flip, width - 1 - x, x)  # [B, W]
     padded = F.pad(images, (0, 0, shift, shift, shift, shift))
     index = torch.arange(batch, device=images.device)[:, None, None]
     cropped = to_float(padded[index, rows[:, :, None], columns[:, None, :]])

@@ -217,7 +217,7 @@ def others(run, runs):
     """
     def used(other):
         unused = (FIRST_OF_NONE if other.base else FIRST_OF_BASE) | (set() if other.method[2] else PRUNING)
-        # What runs had from before it was a setting.
+        # What runs from before these were settings had.
         config = {"base_sparsity": 0.0, "shift": 4, "flip": True, "brightness": 63} | other.config
         return {key: value for key, value in config.items() if key not in unused}
     return tuple(f"{key} {value}" for key, value in used(run).items() if key not in NEUTRAL

@@ -102,7 +102,8 @@ def test_augment_may_leave_images_as_they_are():
 def test_augment_draws_every_offset_both_flips_and_the_whole_range():
     images = torch.zeros(4000, 8, 8, 3, dtype=torch.uint8)
     images[:, 4, 3] = 100  # one bright pixel: where it lands tells the crop and the flip
-    out = data.augment(images, torch.rand(4, 4000, generator=torch.Generator().manual_seed(0)))[:, 0] * 255
+    draw = torch.rand(4, 4000, generator=torch.Generator().manual_seed(0))
+    out = data.augment(images, draw, 4, True, 63 / 255)[:, 0] * 255
     seen = out.flatten(1).max(1).values > 0
     rows, columns = out[seen].flatten(1).argmax(1).div(8, rounding_mode="floor"), out[seen].flatten(1).argmax(1) % 8
     assert rows.unique().tolist() == columns.unique().tolist() == list(range(8))

@@ -59,7 +59,7 @@ def rates(s, is_base, epochs, batches=1):
 def test_paper_learning_rate_epoch_by_epoch():
     s = settings("--profile", "paper")
     assert (s.epochs, s.batch, s.lr, s.momentum, s.weight_decay, s.width) == (170, 128, 0.1, 0.9, 5e-4, 64)
-    assert (s.nesterov, s.label_smoothing) == (False, 0.0)
+    assert (s.nesterov, s.label_smoothing, s.shift, s.flip, s.brightness) == (False, 0.0, 4, True, 63)
     expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09] + [0.1] * 101 + [0.01] * 20 + [0.001] * 40
     got = rates(s, False, s.epochs)
     print("\n".join(f"epoch {epoch:3}  lr {lr:.4f}" for epoch, lr in enumerate(got)))
