@@ -209,6 +209,7 @@ class Supernet(nn.Module):
         self.auxiliary: nn.Linear | None = None
         self.increments: list[int] = []  # new classes at each step so far
         self.class_names: list[str] = []  # in order of arrival, where the data set names them
+        self.temperature = 1.0  # by which stage 2 divides the logits; so does predict
         self.dense: dict[str, Tensor] = {}  # the newest extractor's weights as they were before it was made compact,
         self.kept: dict[str, Tensor] = {}  # and which of its channels are left
         self.folded: list[ResNet18] = []  # inference copies of the frozen extractors, outside the parameters
@@ -218,7 +219,7 @@ class Supernet(nn.Module):
     def expand(self, n_new: int) -> Supernet:
         """Begin a step with n_new classes: freeze what is there, add an extractor, make both heads new.
 
-        The new extractor starts from the (unpruned) weights of the one before it.
+        The new extractor starts from the weights of the one before it, after pruning as `prune.spread` says.
         """
         if self.expansion or not self.extractors:
             self.freeze()
@@ -327,7 +328,8 @@ class Supernet(nn.Module):
         """Classify images uint8 [N, H, W, 3] or, grey, [N, H, W] -> N names, and probabilities [N, classes] on the CPU.
 
         Prepared as for training; grey may be [N, H, W, 1], too. A single image is images[None]: one [3, H, W] would be
-        taken for three grey ones. The columns of the probabilities are in the order of class_names. Raises ValueError.
+        taken for three grey ones. The columns of the probabilities are in the order of class_names; they are those of
+        stage 2, softmax(logits / temperature), not calibrated. Raises ValueError.
         """
         images = torch.as_tensor(images)
         whole = images[..., None] if images.ndim == 3 else images
@@ -337,7 +339,7 @@ class Supernet(nn.Module):
         self.eval()
         parts = whole.expand(-1, -1, -1, 3).split(chunk(whole, self.mean.device))
         scaled = (part.to(self.mean.device).permute(0, 3, 1, 2).float() / 255 for part in parts)
-        probabilities = torch.cat([self(part)[0].softmax(1).cpu() for part in scaled])
+        probabilities = torch.cat([(self(part)[0] / self.temperature).softmax(1).cpu() for part in scaled])
         return [self.class_names[index] for index in probabilities.argmax(1)], probabilities
 
     def num_parameters(self) -> int:
@@ -527,7 +529,7 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
     """
     folder = RunFolder(run_folder)
     config, state = folder.read("config.json"), folder.load()
-    if not config:
+    if not {"width", "expansion", "temperature"} <= config.keys():
         raise FolderError(f"{folder.path} holds no run: give the folder of one")
     if not state:
         raise FolderError(f"{folder.path} holds no checkpoint to read the model from: train that run again")
@@ -537,4 +539,5 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
     net.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
     net.class_names = state["class_names"][:sum(state["increments"])]
+    net.temperature = config["temperature"] if len(net.increments) > 1 else 1.0  # the first step has no stage 2
     return net.eval()

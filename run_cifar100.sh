@@ -35,7 +35,8 @@ sys.exit(any(lacks(*need) for need in needs if need[0] != "pytest" or "pytest" i
         echo "run_cifar100.sh: $("$python" --version) is too old: 3.10 or newer is needed" >&2; exit 2; }
     "$python" -c "$lacks" "$@" && return
     echo "Installing requirements.txt into .venv (once; some minutes)"
-    python3 -m venv .venv  # completes one that was interrupted
+    # completes one that was interrupted; makes one anew whose Python has gone
+    python3 -m venv $([ -x .venv/bin/python ] || echo --clear) .venv
     python=.venv/bin/python
     local quiet=-qq
     [ ! -t 1 ] || quiet=--progress-bar=on
@@ -76,6 +77,8 @@ if [ "$mode" = ablation ]; then
 fi
 for argument in "$@"; do
     case $argument in
+        -h | --help) usage; exit ;;
+        --evaluate | --evaluate=*) wrong="run train.py $argument itself" ;;
         --profile | --profile=*) wrong="give the profile as the mode: fast, paper, demo, ablation --profile NAME" ;;
         --out | --out=*) wrong="each run has a folder of its own: put them elsewhere with RUNS=FOLDER" ;;
         --base | --base=* | --increment | --increment=* | --expansion | --no-expansion | --auxiliary | --no-auxiliary)

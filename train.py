@@ -50,7 +50,10 @@ def setting(default, text: str, **rule):
 
 @dataclass
 class Settings:
-    """Every setting of a run; each is a flag of the same name. The values here are the paper's; see PROFILES."""
+    """Every setting of a run; each is a flag of the same name. The values here are the paper's, pruning's our own.
+
+    What the other profiles have in their place stands in PROFILES.
+    """
 
     data: str = setting("cifar100", "cifar100, synthetic, or the path of an .npz file")
     root: str = setting("data", "folder into which cifar100 is downloaded")
@@ -152,7 +155,9 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
                             help=f"{f.metadata['help']} (default: {default})")
     given = vars(parser.parse_args(arguments))
-    if given.get("evaluate"):  # the run's own settings, but for where its data is and how it is tested
+    if given.get("evaluate") == "":
+        raise SettingsError("--evaluate needs the folder of a run")
+    if "evaluate" in given:  # the run's own settings, but for where its data is and how it is tested
         config = RunFolder(given["evaluate"]).read("config.json")
         if other := given.keys() - {"evaluate", "data", "root", "device", "precision"}:
             raise SettingsError(f"--evaluate tests a run as it was trained: leave out --{min(other).replace('_', '-')}")
@@ -160,7 +165,20 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
     every = dict(first_epochs=0, base_epochs=0) if "epochs" in given else {}  # whoever gives --epochs means each step's
     s = Settings(**{**PROFILES[given.get("profile", Settings.profile)], **every, **given})
     check_settings(s)
+    for name, where in idle(s).items():
+        if name in given and not s.evaluate:
+            say(f"note: --{name.replace('_', '-')} has no effect {where}")
     return s
+
+
+def idle(s: Settings) -> dict[str, str]:
+    """The settings that this run does not use, by name, and why."""
+    reasons = (
+        (s.base, "with a --base", ("memory", "first_epochs")),
+        (not s.base, "without a --base", ("memory_per_class", "base_epochs", "base_milestones", "base_sparsity")),
+        (s.schedule == "onecycle", "with --schedule onecycle", ("warmup", "milestones", "base_milestones")),
+        (not s.prune, "without --prune", ("sparsity", "base_sparsity", "s_max", "mask_start", "mask_share")))
+    return {name: where for holds, where, names in reasons if holds for name in names}
 
 
 def check_settings(s: Settings) -> None:
@@ -168,7 +186,8 @@ def check_settings(s: Settings) -> None:
     for f in fields(s):
         value, tests = getattr(s, f.name), {"least": operator.ge, "above": operator.gt, "below": operator.lt}
         rule = {word: bound for word, bound in f.metadata["rule"].items() if word in tests}
-        if rule and not (math.isfinite(value) and all(tests[word](value, bound) for word, bound in rule.items())):
+        held = (tests[word](value, bound) for word, bound in rule.items())
+        if rule and not (-math.inf < value < math.inf and all(held)):
             bounds = " and ".join(f"{word} {bound}" for word, bound in rule.items()).replace("least", "at least")
             raise SettingsError(f"--{f.name.replace('_', '-')} {value}: it must be a number {bounds}")
     if s.nesterov and not s.momentum:
@@ -655,7 +674,7 @@ def join(device: torch.device) -> None:
         dist.init_process_group("nccl" if own else "gloo", device_id=own)
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception | str) -> None:
     """One clear line on stderr, of one process."""
     if rank() == 0:
         print(f"train.py: {error}", file=sys.stderr)
@@ -684,11 +703,16 @@ def open_run(s: Settings) -> Run:
     order, steps = class_order(s.order, classes), increments(classes, s.base, s.increment)
     if not s.base and s.memory < classes:
         raise SettingsError(f"--memory {s.memory}: it must hold an exemplar of each of the {classes} classes")
+    if s.shift >= min(data.train_images.shape[1:3]):
+        raise SettingsError(f"--shift {s.shift} may push whole images out of sight: give less than "
+                            f"{min(data.train_images.shape[1:3])}, their size")
     fingerprint, data = data.fingerprint(), data.reorder(order)
     data = data.hold_out(s.validation) if s.validation else data
-    if len(members(data.train_labels, 0, steps[0])) < 2:  # every class has two, but --validation may take one
-        raise SettingsError(f"--validation {s.validation} leaves the first step a single image, too few for BatchNorm: "
-                            f"give a lower one, or --{'base' if s.base else 'increment'} 2 or more")
+    count, least = len(members(data.train_labels, 0, steps[0])), 2 * world_size()
+    if count < least:  # every class has two, but --validation may take one
+        raise SettingsError(f"too few training images in the first step for BatchNorm, {count} where it needs {least}: "
+                            f"give a higher --{'base' if s.base else 'increment'}, a lower --validation or fewer "
+                            "processes")
     protocol = f"B{s.base}-Inc{s.increment}"
     s.out = s.out or f"runs/{'' if data.name == 'CIFAR-100' else Path(data.name).stem + '-'}{s.profile}/{protocol}"
     folder = (ReadOnly if rank() else RunFolder)(s.out)
@@ -781,8 +805,16 @@ def main() -> int:
     except (Diverged, OSError) as error:
         complain(error)
         return 1
+    except torch.OutOfMemoryError:
+        complain("the GPU's memory is full: free some and repeat the command, or give a lower --batch, --views or "
+                 f"--width and {ELSEWHERE}")
+        return 1
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from the last checkpoint")
+        same_command = "the same command" + " without --restart" * ("--restart" in sys.argv)
+        try:
+            say(f"stopped; {same_command} goes on from the last checkpoint")
+        except BrokenPipeError:  # in `train.py | tee log` Ctrl-C has stopped tee as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
     say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
     means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))

@@ -114,7 +114,7 @@ def caption(groups, unfinished=True):
     if not runs:
         return "None of our runs is shown here."
     shared = [words for words in runs[0].settings()
-              if words != "held-out images" and all(words in run.settings() for run in runs)]
+              if not words.endswith("held out") and all(words in run.settings() for run in runs)]
     first = first_steps(runs)
     if first and not any(words.endswith("epochs a step") for words in shared):  # then it has to say what it counts
         first[0] = first[0].replace(" the first", " epochs the first")
@@ -122,8 +122,10 @@ def caption(groups, unfinished=True):
     text = f"Ours: {title(runs)}; {', '.join(shared).replace(' ', NO_BREAK).replace(',' + NO_BREAK, ', ')}."
     if any(len(group.runs) > 1 for group in groups):
         text += " Means over runs, with the lowest and the highest."
-    if any(run.held_out for run in runs):
-        text += " Tested on held-out training images, not on the test images."
+    held_out = [run.held_out for run in runs]
+    if any(held_out):
+        text += (f" {'Tested' if all(held_out) else 'Those with images held out: tested'} on held-out training images, "
+                 "not on the test images.")
     partial = [f"{g.protocol} ({describe(g)}): {g.done} of {g.total} steps" for g in groups
                if unfinished and not g.finished]
     if any(group.left_out for group in groups):

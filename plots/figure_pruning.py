@@ -62,7 +62,7 @@ def kept_panel(ax, groups):
     ax.plot(seen[:len(features)], features, color="#000000", ls="--", lw=1, label="features alone")
     ax.set(ylabel="channels kept (%)", ylim=(0, 104))
     if more:
-        ax.set_title(common.balanced(", ".join(group.variant), 40), fontsize=6.5)
+        ax.set_title(common.balanced(", ".join(group.variant) or common.describe(group), 40), fontsize=6.5)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -116,7 +116,8 @@ class Run:
         smoothing = self.config["label_smoothing"]
         words = (f"profile {self.results['profile']}", f"width {self.results['width']}")
         words += (f"label smoothing {smoothing:g}",) if smoothing else ()
-        return words + (("held-out images",) if self.held_out else ()) + (f"{self.config['epochs']} epochs a step",)
+        words += (f"{100 * self.config['validation']:g} % held out",) if self.held_out else ()
+        return words + (f"{self.config['epochs']} epochs a step",)
 
     def first_step(self):
         """In words, the epochs of the first step where it has its own: those of B0 are others than those of B50."""
@@ -164,9 +165,12 @@ def load_runs(folder):
     if not runs:
         raise Bad(f"{folder}: no run in it has a results.json (a run writes it after its first step): name the folder "
                   "that holds the run folders, or train first")
-    data = sorted({run.results["dataset"] for run in runs})
+    # An .npz of CIFAR-100 may hold the images in any order. Other files of one name may hold anything.
+    data = sorted({(name, "" if name == "CIFAR-100" else str(run.config.get("fingerprint")))
+                   for run in runs for name in [run.results["dataset"]]})
     if len(data) > 1:
-        raise Bad(f"{folder}: its runs are on different data ({', '.join(data)}); give each a folder of its own")
+        raise Bad(f"{folder}: its runs are on different data ({', '.join(name for name, _ in data)}); give each a "
+                  "folder of its own")
     return sorted(runs, key=lambda run: (protocol_order(run.protocol), run.folder.name))
 
 
@@ -203,9 +207,10 @@ def protocol_order(protocol):
 NEUTRAL = {"data", "root", "out", "device", "steps", "restart", "evaluate", "machine", "dataset", "fingerprint",
            "order", "seed", "base", "increment", "expansion", "auxiliary", "prune", "profile", "width", "epochs",
            "label_smoothing", "validation"}
-# Those that only pruned runs use; those for the first step of runs with and without a base.
+# Those that only pruned runs use; only runs with, and without, a base; only runs whose learning rate falls in steps.
 PRUNING = {"sparsity", "base_sparsity", "s_max", "mask_start", "mask_share"}
-FIRST_OF_BASE, FIRST_OF_NONE = {"base_epochs", "base_sparsity"}, {"first_epochs"}
+OF_BASE, OF_NONE = {"base_epochs", "base_milestones", "base_sparsity", "memory_per_class"}, {"first_epochs", "memory"}
+OF_STEPS = {"warmup", "milestones", "base_milestones"}
 
 
 def others(run, runs):
@@ -216,7 +221,8 @@ def others(run, runs):
     it says that the first step has that of every step.
     """
     def used(other):
-        unused = (FIRST_OF_NONE if other.base else FIRST_OF_BASE) | (set() if other.method[2] else PRUNING)
+        unused = (OF_NONE if other.base else OF_BASE) | (set() if other.method[2] else PRUNING)
+        unused |= set() if other.config.get("schedule") == "steps" else OF_STEPS
         # What runs from before these were settings had.
         config = {"base_sparsity": 0.0, "shift": 4, "flip": True, "brightness": 63} | other.config
         return {key: value for key, value in config.items() if key not in unused}

@@ -40,11 +40,14 @@ def call(monkeypatch, capsys, flags):
     (["--head-views", "0"], "--head-views 0"),
     (["--head-epochs", "0"], "--head-epochs 0"),
     (["--seed", "-1"], "--seed -1"),
+    (["--seed", "1" + "0" * 309], "it must be a number at least 0 and below 16777216"),
+    (["--shift", "12"], "--shift 12 may push whole images out of sight: give less than 12"),
+    (["--evaluate", ""], "--evaluate needs the folder of a run"),
     (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
-    (["--validation", "0.99", "--increment", "1"], "--validation 0.99 leaves the first step a single image"),
-    (["--validation", "0.99", "--base", "1", "--increment", "1"], "or --base 2 or more"),
+    (["--validation", "0.99", "--increment", "1"], "too few training images in the first step"),
+    (["--validation", "0.99", "--base", "1", "--increment", "1"], "give a higher --base"),
     (["--milestones", "ten"], "invalid int value: 'ten'"),
     (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of 3 epochs"),
     (["--schedule", "steps", "--warmup", "2", "--first-epochs", "2", "--milestones"],
@@ -211,6 +214,30 @@ def test_evaluate_without_results(flags, monkeypatch, capsys, tmp_path):
     (tmp_path / "run" / "results.json").unlink()
     code, err = call(monkeypatch, capsys, ["--evaluate", tmp_path / "run"])
     assert code == 2 and "has lost its results.json" in err and err.count("\n") == 1
+
+
+def test_a_full_gpu(flags, monkeypatch, capsys):
+    def full(s):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    monkeypatch.setattr(train, "run", full)
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 1 and "the GPU's memory is full" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("extra, notes", [
+    (["--sparsity", "1"], ["--sparsity has no effect without --prune"]),
+    (["--sparsity", "1", "--prune"], []),
+    (["--base", "4", "--memory", "9", "--base-sparsity", "1", "--prune"], ["--memory has no effect with a --base"]),
+    (["--memory-per-class", "9", "--warmup", "1"],
+     ["--memory-per-class has no effect without a --base", "--warmup has no effect with --schedule onecycle"]),
+    (["--schedule", "steps", "--warmup", "1", "--milestones", "1"], []),
+])
+def test_a_flag_without_effect_is_said(extra, notes, flags, capsys):
+    """A setting that it leaves at its default is not named; nothing is refused: run_cifar100.sh gives all runs the same."""
+    start = flags.index("--memory")  # given by the fixture
+    train.parse_settings([*flags[:start], *flags[start + 2:], *extra])
+    said = [line.removeprefix("note: ") for line in capsys.readouterr().out.splitlines()]
+    assert sorted(said) == sorted(notes)
 
 
 def test_two_at_once(flags, monkeypatch, capsys, tmp_path):

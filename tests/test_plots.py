@@ -145,6 +145,12 @@ def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path
         figure_pruning.kept_panel(ax, groups)
         assert ax.get_title() == ("sparsity 0.6" if len(groups) > 1 else "")
         assert list(ax.lines[0].get_ydata()) == list(ax.lines[-1].get_ydata()) == [100 * share] * 3
+    for smoothing in (0.0, 0.1):  # the first has no words of its own
+        make_run(tmp_path / "two" / f"{smoothing}", pruned=True, config={"label_smoothing": smoothing})
+    groups = figure_pruning.compared(runs.grouped(runs.load_runs(tmp_path / "two")))
+    ax = figure_pruning.plt.figure().subplots()
+    figure_pruning.kept_panel(ax, groups)
+    assert ax.get_title() == "DER, pruned"
 
 
 def test_the_tradeoff_is_drawn_over_runs_that_differ_in_lambda_s_alone(tmp_path):
@@ -230,6 +236,46 @@ def test_only_orders_and_seeds_are_averaged(tmp_path):
     groups = runs.grouped(runs.load_runs(tmp_path))
     assert sorted([run.folder.name for run in group.runs] for group in groups) == [["a", "b", "c"], ["d"], ["e"]]
     assert ("lr 0.5",) in [group.variant[-1:] for group in groups]
+
+
+def test_different_data_of_one_name_are_not_drawn_together(tmp_path):
+    """But CIFAR-100's images may be in any order."""
+    for dataset in ("flowers.npz", "CIFAR-100"):
+        for fingerprint in "ab":
+            make_run(tmp_path / dataset / fingerprint, dataset=dataset, config={"fingerprint": fingerprint})
+    assert len(runs.load_runs(tmp_path / "CIFAR-100")) == 2
+    with pytest.raises(runs.Bad, match=r"different data \(flowers.npz, flowers.npz\)"):
+        runs.load_runs(tmp_path / "flowers.npz")
+
+
+def test_what_was_tested_on_images_held_out_is_said(tmp_path):
+    """Of the runs it is true of."""
+    def text(*shares):
+        for share in shares:
+            make_run(tmp_path / str(shares) / str(share), config={"validation": share})
+        groups = runs.grouped(runs.load_runs(tmp_path / str(shares)))
+        assert len(groups) == len(shares)
+        return common.caption(groups), [group.variant for group in groups]
+    caption, variants = text(0.0)
+    assert "held" not in caption
+    caption, variants = text(0.2)
+    assert " Tested on held-out" in caption and "% held out" not in caption.replace(common.NO_BREAK, " ")
+    caption, variants = text(0.1, 0.2)
+    assert " Tested on held-out training images" in caption and variants == [("10 % held out",), ("20 % held out",)]
+    caption, variants = text(0.0, 0.2)
+    assert " Those with images held out: tested on" in caption and variants == [(), ("20 % held out",)]
+
+
+def test_a_setting_that_is_not_used_sets_no_runs_apart(tmp_path):
+    """The budget of exemplars that the protocol does not have, milestones where the rate does not fall in steps."""
+    for protocol, schedule, name, together in (
+            ("B50-Inc10", "onecycle", "memory", True), ("B50-Inc10", "onecycle", "memory_per_class", False),
+            ("B0-Inc10", "onecycle", "memory", False), ("B0-Inc10", "onecycle", "memory_per_class", True),
+            ("B0-Inc10", "onecycle", "milestones", True), ("B0-Inc10", "steps", "milestones", False)):
+        folder = tmp_path / f"{protocol}-{schedule}-{name}"
+        for value in (1, 2):
+            make_run(folder / str(value), protocol, config={"schedule": schedule, name: value})
+        assert len(runs.grouped(runs.load_runs(folder))) == (1 if together else 2), folder.name
 
 
 def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):

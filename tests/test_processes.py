@@ -48,7 +48,10 @@ def test_evaluation_is_printed_once(flags, tmp_path):
     assert tested.returncode == 0 and tested.stdout.count(" test images of ") == tested.stdout.count("  in ") == 1
 
 
-def test_an_error_is_one_line_of_one_process(flags):
-    done = launch(2, *flags, "--batch", "4")
+@pytest.mark.parametrize("extra, words", [
+    (("--batch", "4"), "--batch 4 is too small to be shared by 2 processes"),
+    (("--increment", "1", "--validation", "0.8"), "3 where it needs 4")])
+def test_an_error_is_one_line_of_one_process(extra, words, flags):
+    done = launch(2, *flags, *extra)
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    assert done.returncode != 0 and len(lines) == 1 and "--batch 4 is too small to be shared by 2 processes" in lines[0]
+    assert done.returncode != 0 and len(lines) == 1 and words in lines[0]

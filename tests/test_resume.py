@@ -101,7 +101,7 @@ def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys)
     net = der.load(tmp_path / "run", device="cpu", precision="bfloat16" if "bfloat16" in extra else "float32")
     assert torch.equal(net(data.to_float(test.test_images))[0], trained["logits"])
     names, probabilities = net.predict(test.test_images.numpy())
-    assert probabilities.shape == (36, 6) and torch.allclose(probabilities.sum(1), torch.ones(36))
+    assert torch.allclose(probabilities, (trained["logits"] / 2).softmax(1), atol=1e-6)  # the profile's temperature
     assert set(names) <= set(np.arange(6).astype(str))
     right = [name == test.class_names[label] for name, label in zip(names, test.test_labels)]
     assert round(100 * sum(right) / 36, 2) == results["last"]
@@ -111,6 +111,29 @@ def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys)
     assert train.main() == 0
     out = capsys.readouterr().out
     assert f"{results['last']:.2f} % of 36 test images of 6 classes" in out and train.table_row(results, 2) in out
+
+
+def test_the_first_step_alone_has_no_temperature(flags, tmp_path):
+    """It has no stage 2."""
+    train.run(train.parse_settings([*flags, "--steps", "1"]))
+    assert der.load(tmp_path / "run").temperature == 1.0
+
+
+@pytest.mark.parametrize("extra, words", [((), "the same command goes on"),
+                                          (("--restart",), "the same command without --restart goes on")])
+def test_what_goes_on_after_ctrl_c(extra, words, flags, monkeypatch, capsys):
+    """With --restart once more all would be lost. Where stdout is a pipe that Ctrl-C has broken: no traceback."""
+    def interrupted(s):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
+    assert train.main() == 130 and words in capsys.readouterr().out
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert train.main() == 130
+        broken.flush()  # as at the end of Python, which would complain
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -138,7 +161,10 @@ def test_predict_refuses_other_images(images):
 def test_load_refuses_what_is_no_finished_step(flags, tmp_path, monkeypatch):
     with pytest.raises(der.FolderError, match="holds no run"):
         der.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"width": 2}')  # as where a run's results were published
+    (tmp_path / "config.json").write_text('{"width": 2}')
+    with pytest.raises(der.FolderError, match="holds no run"):
+        der.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"width": 2, "expansion": true, "temperature": 2}')  # results, published
     with pytest.raises(der.FolderError, match="holds no checkpoint"):
         der.load(tmp_path)
     monkeypatch.setattr(train.Progress, "epoch", lambda self, stage, epoch, *a: 1 / (2 - epoch))

@@ -56,10 +56,32 @@ def test_what_is_not_expanded_is_not_pruned(mode, call):
     (["--increment", "20"], "--increment is the mode's to give"),
     (["demo", "--base=4"], "--base is the mode's to give"),
     (["--prune", "--no-auxiliary"], "run train.py itself"),
+    (["--evaluate", "runs/fast/B0-Inc10"], "run train.py --evaluate itself"),
 ])
 def test_what_is_refused(arguments, line, call):
     code, err, runs = call(*arguments)
     assert code == 2 and line in err and err.count("\n") == 1 and not runs
+
+
+def test_help_trains_nothing(call):
+    code, err, runs = call("demo", "--width", "8", "--help")
+    assert (code, err, runs) == (0, "", [])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_venv_whose_python_has_gone_is_made_anew(there, call, tmp_path, monkeypatch):
+    """As after an upgrade of Python; one that works is only completed."""
+    inside, outside = tmp_path / ".venv" / "bin" / "python", tmp_path / "bin" / "python3"
+    outside.parent.mkdir()
+    for python in (inside, outside):  # packages are lacking; installing ends the script
+        python.write_text('#!/bin/sh\ncase "$2" in venv) echo "$@" >> calls; exit 1;; *lacks*) exit 1;; esac\n')
+        python.chmod(0o755)
+    if not there:
+        inside.unlink()
+        inside.symlink_to(tmp_path / "gone")
+    monkeypatch.setenv("PATH", f"{outside.parent}:/usr/bin:/bin")
+    assert call("demo")[0] == 1
+    assert (tmp_path / "calls").read_text() == f"-m venv {'' if there else '--clear '}.venv\n"
 
 
 def drawn(tmp_path):
