@@ -46,7 +46,7 @@ def call(monkeypatch, capsys, flags):
     (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
-    (["--validation", "0.99", "--increment", "1"], "too few training images in the first step"),
+    (["--validation", "0.99", "--increment", "1"], "first step for BatchNorm, 1 where it needs 2"),
     (["--validation", "0.99", "--base", "1", "--increment", "1"], "give a higher --base"),
     (["--milestones", "ten"], "invalid int value: 'ten'"),
     (["--schedule", "steps", "--warmup", "9"], "--warmup 9 leaves nothing of 3 epochs"),
@@ -233,7 +233,7 @@ def test_a_full_gpu(flags, monkeypatch, capsys):
     (["--schedule", "steps", "--warmup", "1", "--milestones", "1"], []),
 ])
 def test_a_flag_without_effect_is_said(extra, notes, flags, capsys):
-    """A setting that it leaves at its default is not named; nothing is refused: run_cifar100.sh gives all runs the same."""
+    """A setting that it leaves at its default is not named; nothing is refused: the script gives all runs the same."""
     start = flags.index("--memory")  # given by the fixture
     train.parse_settings([*flags[:start], *flags[start + 2:], *extra])
     said = [line.removeprefix("note: ") for line in capsys.readouterr().out.splitlines()]

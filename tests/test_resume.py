@@ -101,6 +101,7 @@ def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys)
     net = der.load(tmp_path / "run", device="cpu", precision="bfloat16" if "bfloat16" in extra else "float32")
     assert torch.equal(net(data.to_float(test.test_images))[0], trained["logits"])
     names, probabilities = net.predict(test.test_images.numpy())
+    assert probabilities.shape == (36, 6) and torch.allclose(probabilities.sum(1), torch.ones(36))
     assert torch.allclose(probabilities, (trained["logits"] / 2).softmax(1), atol=1e-6)  # the profile's temperature
     assert set(names) <= set(np.arange(6).astype(str))
     right = [name == test.class_names[label] for name, label in zip(names, test.test_labels)]
