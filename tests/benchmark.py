@@ -1,9 +1,9 @@
-"""What an image costs in training, against a plain loop of the kind that other codes run. By hand; minutes to half an hour.
+"""What an image costs in training, against a plain loop as other codes run it. By hand; minutes to half an hour.
 
     python tests/benchmark.py [--width 64] [--batch 128] [--steps 1 5 10 20] [--kept 0.316] [--batches 4]
 
-On the CPU. Every number is a median over batches, in one process, on random images of CIFAR-100's size; ratios compare numbers of one
-run alone. B0-Inc5 is the protocol: step t has t extractors.
+On the CPU. Every number is a median over batches, in one process, on random images of CIFAR-100's size; ratios compare
+numbers of one run alone. B0-Inc5 is the protocol: step t has t extractors.
 """
 import argparse
 import resource
@@ -68,14 +68,15 @@ def median_ms(function, images, repeats):
 
 
 def make_run(width, batch, t, batches, kept=None):
-    """A run that stands before stage 1 of step t, its frozen extractors compact where kept (share of channels) is given."""
-    s = train.parse_settings(["--width", str(width), "--batch", str(batch), "--epochs", "2", "--first-epochs", "0", "--views", "1",
-                              "--increment", str(CLASSES), *(["--prune"] if kept else [])])
+    """A run before stage 1 of step t, its frozen extractors compact where kept (share of channels) is given."""
+    s = train.parse_settings(["--width", str(width), "--batch", str(batch), "--epochs", "2", "--first-epochs", "0",
+                              "--views", "1", "--increment", str(CLASSES), *(["--prune"] if kept else [])])
     device = torch.device("cpu")
+    precision = der.choose_precision(s.precision, device)
     images = torch.randint(0, 256, (batches * batch, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES * t, (batches * batch,))
     dataset = data.Dataset("random", images, labels, images, labels, [str(c) for c in range(CLASSES * t)]).to(device)
-    net = der.Supernet(width, True, der.choose_precision(s.precision, device), s.mask_start if kept else None).to(device)
+    net = der.Supernet(width, True, precision, s.mask_start if kept else None).to(device)
     for step in range(t):
         net.expand(CLASSES)
         if kept:
@@ -88,7 +89,7 @@ def make_run(width, batch, t, batches, kept=None):
 
 
 def ours(width, batch, t, batches, kept=None):
-    """ms an image: of a training batch in the first and second half of stage 1 (alike unless pruned), and of the frozen."""
+    """ms an image: of a batch in the first and second half of stage 1 (alike unless pruned), and of the frozen."""
     r, watch = make_run(width, batch, t, batches, kept), Watch()
     samples = torch.arange(batches * batch)
     train.train_representation(r, samples, CLASSES * (t - 1), {}, watch)
@@ -99,7 +100,7 @@ def ours(width, batch, t, batches, kept=None):
 
 
 def overhead(width, batch, t, rounds):
-    """ms an image of a training batch, frozen extractors included: as it is; the networks' passes and the optimiser alone.
+    """ms an image of a batch, frozen extractors included: as it is; the networks' passes and the optimiser alone.
 
     The two are timed alternately: the machine's speed changes within minutes. The second is on fixed images, without
     auxiliary loss.
@@ -176,7 +177,7 @@ def plain(width, batch, t, batches):
 
 
 def hold(width, batch, t, kept):
-    """Stage 1 with all that it holds on to in a run of profile fast: CIFAR-100, and the frozen features of all views."""
+    """Stage 1 with all that it holds on to in profile fast: CIFAR-100, and the frozen features of all views."""
     features = round(kept * 8 * width) * (t - 1)
     held = torch.ones(60_000, 32, 32, 3, dtype=torch.uint8), torch.ones(VIEWS, SAMPLES, features)
     ours(width, batch, t, 2, kept)
@@ -184,8 +185,9 @@ def hold(width, batch, t, kept):
 
 
 def peak_memory(width, batch, t, kept):
-    """MB at the peak of stage 1 in a process of its own. Before this process has grown: what it has, its children have."""
-    command = [sys.executable, __file__, "--width", str(width), "--batch", str(batch), "--kept", str(kept), "--memory", str(t)]
+    """MB at the peak of stage 1 in a process of its own; before this one has grown: its children begin as large."""
+    command = [sys.executable, __file__, "--width", str(width), "--batch", str(batch), "--kept", str(kept),
+               "--memory", str(t)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -204,11 +206,12 @@ def main():
         return
     peaks = [peak_memory(a.width, a.batch, t, a.kept) for t in a.steps]
     print(der.machine(torch.device("cpu")))
-    print(f"\nwidth {a.width}, batch {a.batch}, ms an image; pruned: {a.kept:.1%} of the channels of every layer, about "
-          f"{a.kept ** 2:.0%} of the parameters\nfresh: other views every epoch (paper); by turns: a view serves {REUSE} "
-          "epochs (fast); in brackets: times faster than the plain loop\n")
-    print("           plain loop |            unpruned              |             pruned")
-    print("  t           float32 |       fresh         by turns     |       fresh         by turns     |  peak MB, pruned")
+    print(f"\nwidth {a.width}, batch {a.batch}, ms an image; pruned: {a.kept:.1%} of the channels of every layer, "
+          f"about {a.kept ** 2:.0%} of the parameters\nfresh: other views every epoch (paper); by turns: a view serves "
+          f"{REUSE} epochs (fast); in brackets: times faster than the plain loop\n")
+    print("           plain loop |            unpruned              |             pruned\n"
+          "  t           float32 |       fresh         by turns     |       fresh         by turns     |  "
+          "peak MB, pruned")
     first = None
     for t, peak in zip(a.steps, peaks):
         slow = plain(a.width, a.batch, t, a.batches)

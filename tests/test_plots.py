@@ -279,7 +279,7 @@ def test_a_setting_that_is_not_used_sets_no_runs_apart(tmp_path):
 
 
 def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):
-    """Else the effect of a temperature would be taken for that of pruning; pruning's own settings say nothing of others."""
+    """Else a temperature's effect would be taken for that of pruning; pruning's own settings say nothing of others."""
     for name, temperature, change in (("a", 2, {}), ("b", 5, dict(pruned=True)), ("c", 2, dict(protocol="B0-Inc5"))):
         sparsity = 0.1 if change.get("pruned") else 0.3
         make_run(tmp_path / name, config={"temperature": temperature, "sparsity": sparsity}, **change)

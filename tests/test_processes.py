@@ -16,9 +16,10 @@ TRAIN = Path(train.__file__)
 
 def launch(processes, *flags):
     """train.py under torchrun, on CPUs."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(TRAIN),
-               "--device", "cpu", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+               str(TRAIN), "--device", "cpu", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
 @pytest.mark.parametrize("extra, stops, lines", [
@@ -37,7 +38,8 @@ def test_two_processes_train_as_one_does(extra, stops, lines, flags, tmp_path):
     for a, b in zip(one, two):  # after the first step roundings have grown
         assert a.keys() == b.keys() and a == pytest.approx(b, abs=1e-3 if a["step"] == 1 else 5e-2)
     classes = 2 * int(stops[-1])
-    first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["memory"] for name in ("one", "two"))
+    first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["memory"]
+                     for name in ("one", "two"))
     assert [chosen.tolist() for chosen in first[:2]] == [chosen.tolist() for chosen in second[:2]]
     assert [len(chosen) for chosen in first] == [len(chosen) for chosen in second] == [24 // classes] * classes
 

@@ -209,7 +209,8 @@ def test_s_rises_in_every_epoch_of_the_masks(flags, monkeypatch):
     """Eq. 3 where it is used: batch b of B has the slope anneal(b, B), in each epoch before compaction."""
     slopes, original = [], prune.set_masks
     monkeypatch.setattr(prune, "set_masks", lambda extractor, s: slopes.append(s) or original(extractor, s))
-    train.run(train.parse_settings([*flags, "--prune", "--steps", "1", "--batch", "4", "--epochs", "6", "--s-max", "50"]))
+    train.run(train.parse_settings([*flags, "--prune", "--steps", "1", "--batch", "4", "--epochs", "6",
+                                    "--s-max", "50"]))
     epoch = [prune.anneal(b, 8, 50.0) for b in range(1, 9)]
     assert slopes == [1.0, *(3 * epoch), math.inf]
 

@@ -1,4 +1,4 @@
-"""run_cifar100.sh: which runs a mode makes, with which flags; what it refuses. A stand-in for Python notes its calls."""
+"""run_cifar100.sh: which runs a mode makes, with which flags; what it refuses. A stand-in notes Python's calls."""
 import shutil
 import subprocess
 import sys
@@ -42,7 +42,8 @@ def test_what_is_not_expanded_is_not_pruned(mode, call):
     code, _, runs = call(mode, "--prune")
     assert code == 0 and len(runs) == {"demo": 6, "ablation": 3}[mode]
     for words in runs:
-        assert ("--prune" in words) != ("--no-expansion" in words) and words[3].endswith("-pruned") == ("--prune" in words)
+        assert ("--prune" in words) != ("--no-expansion" in words)
+        assert ("--prune" in words) == words[3].endswith("-pruned")
 
 
 @pytest.mark.parametrize("arguments, line", [
