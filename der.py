@@ -525,7 +525,8 @@ class ReadOnly(RunFolder):
 def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") -> Supernet:
     """The supernet that a run has trained, as it is after its last finished step, ready for predict.
 
-    Raises FolderError where there is none, or the run is in the middle of a step.
+    precision: auto = bfloat16 where the device is fast at it, whatever the run had. Raises FolderError where there is
+    no model, or the run is in the middle of a step.
     """
     folder = RunFolder(run_folder)
     config, state = folder.read("config.json"), folder.load()

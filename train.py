@@ -176,6 +176,7 @@ def idle(s: Settings) -> dict[str, str]:
     reasons = (
         (s.base, "with a --base", ("memory", "first_epochs")),
         (not s.base, "without a --base", ("memory_per_class", "base_epochs", "base_milestones", "base_sparsity")),
+        (s.base and not s.base_epochs, "without --base-epochs", ("base_milestones",)),
         (s.schedule == "onecycle", "with --schedule onecycle", ("warmup", "milestones", "base_milestones")),
         (not s.prune, "without --prune", ("sparsity", "base_sparsity", "s_max", "mask_start", "mask_share")))
     return {name: where for holds, where, names in reasons if holds for name in names}

@@ -231,6 +231,10 @@ def test_a_full_gpu(flags, monkeypatch, capsys):
     (["--memory-per-class", "9", "--warmup", "1"],
      ["--memory-per-class has no effect without a --base", "--warmup has no effect with --schedule onecycle"]),
     (["--schedule", "steps", "--warmup", "1", "--milestones", "1"], []),
+    (["--schedule", "steps", "--warmup", "0", "--milestones", "1", "--base", "4", "--base-milestones", "1"],
+     ["--base-milestones has no effect without --base-epochs"]),
+    (["--schedule", "steps", "--warmup", "0", "--milestones", "1", "--base", "4", "--base-milestones", "1",
+      "--base-epochs", "2"], []),
 ])
 def test_a_flag_without_effect_is_said(extra, notes, flags, capsys):
     """A setting that it leaves at its default is not named; nothing is refused: the script gives all runs the same."""

@@ -1,4 +1,5 @@
 """data.py: orders, increments, herding, the memory, augmentation, the sources."""
+import hashlib
 import os
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import data
+import der
 
 
 def test_class_orders_are_the_published_ones():
@@ -14,8 +16,11 @@ def test_class_orders_are_the_published_ones():
     assert data.class_order("podnet2", 100)[-5:] == [92, 87, 23, 64, 61]
     assert data.class_order("podnet3", 100)[:5] == [71, 54, 45, 32, 4]
     assert data.class_order("icarl1993", 100)[:5] == [68, 56, 78, 8, 23]
+    digests = {"podnet1": "3c06ac62f0fa031e", "podnet2": "a0b20d5b7b45c113", "podnet3": "6aba3190865415ab",
+               "icarl1993": "835a3cb766d249ae"}  # of the orders as they are published
     for name in data.ORDERS:
-        assert sorted(data.class_order(name, 100)) == list(range(100))
+        order = data.class_order(name, 100)
+        assert sorted(order) == list(range(100)) and hashlib.sha256(bytes(order)).hexdigest()[:16] == digests[name]
     assert data.class_order("1993", 100) == data.class_order("icarl1993", 100)
     assert data.class_order("natural", 7) == list(range(7))
     assert data.class_order(3, 7) == data.class_order("3", 7) and sorted(data.class_order(3, 7)) == list(range(7))
@@ -168,8 +173,11 @@ def test_cifar100_is_recognised():
     loaded = data.load(os.environ["CIFAR100_NPZ"])
     assert loaded.name == "CIFAR-100" and loaded.train_labels.bincount().tolist() == [500] * 100
     assert loaded.class_names[:2] == ["apple", "aquarium_fish"]
-    mean = loaded.train_images[::10].float().mean((0, 1, 2)) / 255
-    assert torch.allclose(mean, torch.tensor([0.5071, 0.4867, 0.4408]), atol=0.005)
+    value = torch.arange(256, dtype=torch.double) / 255
+    for channel, mean, std in zip(range(3), der.MEAN, der.STD):
+        share = loaded.train_images[..., channel].flatten().bincount(minlength=256).double() / (50_000 * 32 * 32)
+        assert share @ value == pytest.approx(mean, abs=2e-4)
+        assert share @ value ** 2 - mean ** 2 == pytest.approx(std ** 2, abs=2e-4)
 
 
 def test_without_torchvision_one_line_says_so(tmp_path, monkeypatch):

@@ -48,6 +48,13 @@ def test_resnet18_has_the_papers_size():
     assert extractor(torch.rand(2, 3, 32, 32)).shape == (2, 512)
 
 
+def test_convolutions_start_as_he_et_al_say():
+    """Normal, fan-out: a standard deviation of sqrt(2 / (outputs x kernel area))."""
+    for kernel, c_out in ((3, 64), (3, 256), (1, 128)):
+        weight = der.ConvBN(64, c_out, kernel)[0].weight
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / (c_out * kernel ** 2)), rel=0.03)
+
+
 def test_blocks_start_as_their_shortcuts():
     block = der.Block(4, 4, 1)
     x = torch.rand(2, 4, 8, 8)
@@ -140,6 +147,13 @@ def test_known_features_of_frozen_extractors_change_nothing():
 def test_num_parameters():
     net = grown((2, 3), width=64)
     assert net.num_parameters() == 2 * 11_168_832 + 5 * 1024
+
+
+def test_latency_is_that_of_the_best_batch_in_milliseconds_an_image(monkeypatch):
+    """The first call, to warm up, does not count."""
+    clock = iter([0, 1, 10, 15, 20, 24, 30, 33, 40, 46, 50, 55])  # seconds: 1, then 5, 4, 3, 6, 5
+    monkeypatch.setattr(der.time, "perf_counter", lambda: next(clock))
+    assert der.latency(grown((2,)), torch.rand(10, 3, 8, 8)) == 300.0
 
 
 def test_auxiliary_targets():

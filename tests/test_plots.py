@@ -15,6 +15,7 @@ import figure5  # noqa: E402
 import figure_pruning  # noqa: E402
 import figure_tradeoff  # noqa: E402
 import runs  # noqa: E402
+import train  # noqa: E402
 
 REFERENCE = json.loads((PLOTS / "reference.json").read_text())
 
@@ -276,6 +277,15 @@ def test_a_setting_that_is_not_used_sets_no_runs_apart(tmp_path):
         for value in (1, 2):
             make_run(folder / str(value), protocol, config={"schedule": schedule, name: value})
         assert len(runs.grouped(runs.load_runs(folder))) == (1 if together else 2), folder.name
+
+
+@pytest.mark.parametrize("base", [0, 50])
+@pytest.mark.parametrize("schedule", ["steps", "onecycle"])
+@pytest.mark.parametrize("prune", [False, True])
+def test_the_settings_that_are_not_used_are_those_of_which_train_says_so(base, schedule, prune):
+    s = train.Settings(base=base, schedule=schedule, prune=prune)
+    unused = (runs.OF_NONE if base else runs.OF_BASE) | (set() if prune else runs.PRUNING)
+    assert set(train.idle(s)) == unused | (set() if schedule == "steps" else runs.OF_STEPS)
 
 
 def test_a_setting_in_which_methods_or_protocols_differ_is_named(tmp_path):

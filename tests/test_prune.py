@@ -12,16 +12,21 @@ import train
 from test_train import HARD, log_of
 
 
-def masked(width=6, seed=0):
-    """An extractor with masks, and BatchNorms that are not those of a new network; in test mode."""
-    torch.manual_seed(seed)
-    extractor = der.ResNet18(width)
+def unsettle(extractor):
+    """Give it BatchNorms that are not those of a new network."""
     for module in extractor.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_()
+
+
+def masked(width=6, seed=0):
+    """An unsettled extractor with masks, in test mode."""
+    torch.manual_seed(seed)
+    extractor = der.ResNet18(width)
+    unsettle(extractor)
     prune.attach(extractor, 0.1)
     return extractor.eval()
 
@@ -145,6 +150,23 @@ def test_masked_equals_compacted(how, seed):
     assert torch.equal(fresh(images), small(images))
 
 
+def test_masked_logits_equal_compacted_logits():
+    """Of both heads, whose inputs go with the channels; in the second step with a compact extractor before the new."""
+    net, images = der.Supernet(6, masks=0.1).eval(), torch.rand(4, 3, 32, 32)
+    for n_new in (3, 2):
+        net.expand(n_new)
+        newest = net.extractors[-1]
+        unsettle(newest)
+        set_e(newest, "random")
+        prune.set_masks(newest, math.inf)
+        with torch.no_grad():
+            whole = net(images)[:2]
+            net.compact()
+            part = net(images)[:2]
+        assert 0 < net.extractors[-1].num_features < 48 and not net.masked()
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, part))
+
+
 def test_a_mask_multiplies_what_batch_norm_gives():
     """In training and in test mode, with the gradient of the product; the statistics are those of all channels."""
     torch.manual_seed(0)
@@ -242,6 +264,13 @@ def test_a_pruned_run(flags, tmp_path, monkeypatch):
     model = der.load(tmp_path / "run", "cpu", "float32")
     assert model.num_parameters() == results["parameters"][-1]
     assert model.predict(torch.zeros(2, 12, 12, 3, dtype=torch.uint8))[1].shape == (2, 6)
+
+
+def test_masks_of_a_run_begin_where_the_settings_say(flags):
+    r = train.open_run(train.parse_settings([*flags, "--prune", "--mask-start", "0.25"]))
+    r.folder.release()
+    masks = r.supernet.expand(2).extractors[0].masks.values()
+    assert all((mask.e == 0.25).all() for mask in masks)
 
 
 def test_without_pruning_parameters_are_those_unpruned(flags):

@@ -1,5 +1,6 @@
 """Killed at any moment a run loses nothing; read back, a model is the one that was trained."""
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -87,7 +88,26 @@ def test_a_file_size_limit_like_a_full_disk(flags, tmp_path):
     train.run(train.parse_settings(flags))
 
 
-@pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--precision", "bfloat16")])
+def test_the_seconds_of_a_step_go_on(flags, tmp_path, monkeypatch):
+    """After a stop within the step those before it count, in the log and in the results."""
+    def stop(self, stage, epoch, *rest):
+        original(self, stage, epoch, *rest)
+        if epoch == 2:
+            raise KeyboardInterrupt
+    original = train.Progress.epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Progress, "epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(train.parse_settings(flags))
+    folder = der.RunFolder(tmp_path / "run")
+    folder.save(folder.load() | {"seconds": 1000.0})
+    results = train.run(train.parse_settings([*flags, "--steps", "2"]))
+    assert 1000 < results["seconds"][0] < 1100 and results["seconds"][1] < 100
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [value > 1000 for value in seconds] == [False] + 2 * [True] + 7 * [False]
+
+
+@pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--precision", "bfloat16"), ("--validation", "0.2")])
 def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys):
     """Reloaded = trained: the same logits, the same accuracy, the data set's own class names."""
     trained, original = {}, train.record
@@ -102,17 +122,19 @@ def test_the_model_afterwards(extra, flags, tiny, tmp_path, monkeypatch, capsys)
     net = der.load(tmp_path / "run", device="cpu", precision="bfloat16" if "bfloat16" in extra else "float32")
     assert torch.equal(net(data.to_float(test.test_images))[0], trained["logits"])
     names, probabilities = net.predict(test.test_images.numpy())
-    assert probabilities.shape == (36, 6) and torch.allclose(probabilities.sum(1), torch.ones(36))
+    count = 18 if "--validation" in extra else 36
+    assert probabilities.shape == (count, 6) and torch.allclose(probabilities.sum(1), torch.ones(count))
     assert torch.allclose(probabilities, (trained["logits"] / 2).softmax(1), atol=1e-6)  # the profile's temperature
     assert set(names) <= set(np.arange(6).astype(str))
     right = [name == test.class_names[label] for name, label in zip(names, test.test_labels)]
-    assert round(100 * sum(right) / 36, 2) == results["last"]
+    assert round(100 * sum(right) / count, 2) == results["last"]
 
     monkeypatch.setattr(sys, "argv", ["train.py", "--evaluate", str(tmp_path / "run")])
     capsys.readouterr()
     assert train.main() == 0
     out = capsys.readouterr().out
-    assert f"{results['last']:.2f} % of 36 test images of 6 classes" in out and train.table_row(results, 2) in out
+    which = f"{count} {'test' if count == 36 else 'held-out'} images of 6 classes"
+    assert f"{results['last']:.2f} % of {which}" in out and train.table_row(results, 2) in out
 
 
 def test_the_first_step_alone_has_no_temperature(flags, tmp_path):

@@ -27,14 +27,19 @@ def call(tmp_path):
 
 
 def test_each_mode_makes_its_runs(call):
-    expected = {"fast": ["B0-Inc10", "B0-Inc5", "B50-Inc10"], "paper": ["B0-Inc10", "B0-Inc5", "B50-Inc10"],
-                "ablation": ["B0-Inc10-no-expansion", "B0-Inc10-no-auxiliary", "B0-Inc10"]}
+    ten = "--base 0 --increment 10"
+    protocols = {"B0-Inc10": ten, "B0-Inc5": "--base 0 --increment 5", "B50-Inc10": "--base 50 --increment 10"}
+    demo = {f"B{base}-Inc{increment}{name}": f"--base {base} --increment {increment}{flags}"
+            for base, increment in ((0, 2), (0, 4), (10, 2))
+            for name, flags in (("", ""), ("-no-expansion", " --no-expansion --no-auxiliary"))}
+    expected = {"fast": protocols, "paper": protocols, "demo": demo,
+                "ablation": {"B0-Inc10-no-expansion": f"{ten} --no-expansion --no-auxiliary",
+                             "B0-Inc10-no-auxiliary": f"{ten} --no-auxiliary", "B0-Inc10": ten}}
     for mode, names in expected.items():
         code, _, runs = call(mode, "--width", "16")
         profile = mode if mode != "ablation" else "fast"
-        assert code == 0 and [words[:4] for words in runs] == [
-            ["--profile", profile, "--out", f"runs/{profile}/{name}"] for name in names]
-        assert all(words[-2:] == ["--width", "16"] for words in runs)
+        assert code == 0 and [" ".join(words) for words in runs] == [
+            f"--profile {profile} --out runs/{profile}/{name} {flags} --width 16" for name, flags in names.items()]
 
 
 @pytest.mark.parametrize("mode", ["demo", "ablation"])

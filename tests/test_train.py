@@ -41,6 +41,20 @@ def test_a_run_of_other_data_is_not_put_beside_those_of_cifar100(name, folder, f
     assert s.out == f"runs/{folder}" and (tmp_path / s.out / "config.json").exists()
 
 
+def test_cifar100s_order_and_the_papers_memory(flags, tiny, monkeypatch):
+    """podnet1 where there are 100 classes and no other order is given; 2000 exemplars in all, or 20 a class."""
+    small = data.from_npz(tiny)
+    hundred = dataclasses.replace(small, class_names=[str(label) for label in range(100)],
+                                  train_labels=torch.tensor([87, 0]).repeat(48))
+    monkeypatch.setattr(data, "load", lambda *_: hundred)
+    r = train.open_run(settings(*flags, "--memory", 100, "--increment", 10))
+    r.folder.release()
+    assert r.settings.order == "podnet1" and r.data.class_names[:3] == ["87", "0", "52"]
+    for profile in ("fast", "paper"):
+        s = settings("--profile", profile)
+        assert (s.memory, s.memory_per_class) == (2000, 20)
+
+
 # ------------------------------------------------------------------------------------------------- the paper's settings
 
 def rates(s, is_base, epochs, batches=1):
@@ -187,10 +201,18 @@ def test_the_test_images_are_not_read_where_training_images_are_held_out(flags, 
 @pytest.mark.parametrize("budget, shares", [(("--memory", 24), [12, 6, 4]),
                                             (("--base", 2, "--memory-per-class", 5), [5, 5, 5])])
 def test_memory_of_a_run(budget, shares, flags, monkeypatch):
-    """Never above its budget, only classes seen, and after each step prefixes of what herding chose at first."""
+    """Never above its budget, only classes seen, and after each step prefixes of what herding chose at first.
+
+    Herding sees the super-features of the class's images as they are, of all extractors.
+    """
     ranked, states, original_herding, original_record = [], [], train.herding, train.record
+    runs, original_open = [], train.open_run
+    monkeypatch.setattr(train, "open_run", lambda s: runs.append(original_open(s)) or runs[0])
 
     def herding(features, m):
+        images = data.members(runs[0].data.train_labels, len(ranked), len(ranked) + 1)
+        whole = runs[0].supernet.features(data.to_float(runs[0].data.train_images[images]))
+        assert whole.shape == (16, 16 * (runs[0].step + 1)) and torch.allclose(features, whole, atol=1e-5)
         ranked.append(original_herding(features, 16))
         return original_herding(features, m)
 
@@ -220,6 +242,14 @@ def test_stage_2_is_balanced_and_touches_the_classifier_alone(flags, monkeypatch
     monkeypatch.setattr(train, "train_classifier", watched)
     train.run(settings(*flags))
     assert seen == [[12] * 4, [6] * 6]  # as many of each new class as exemplars of an old one
+    # Of a class with fewer images than its share all are exemplars; the others keep theirs.
+    labels = torch.arange(3).repeat_interleave(torch.tensor([3, 16, 16]))
+    images = torch.randint(0, 256, (35, 12, 12, 3), dtype=torch.uint8)
+    uneven = data.Dataset("uneven", images, labels, images, labels, list("abc"))
+    monkeypatch.setattr(data, "load", lambda *_: uneven)
+    train.run(settings(*flags, "--base", 2, "--increment", 1, "--order", "natural", "--memory-per-class", 5, "--out",
+                       flags[-1] + "-uneven"))
+    assert seen[2:] == [[3, 5, 5]]
 
 
 def test_the_loss_is_eq_2(flags, monkeypatch):
@@ -271,6 +301,63 @@ def test_every_augmented_image_is_augmented_as_the_settings_say(flags, monkeypat
     assert sum(draw.shape[1] for draw in draws) == first + second
 
 
+@pytest.mark.parametrize("views, different", [(0, 3), (2, 2), (1, 1)])
+def test_views_take_turns(views, different, flags, monkeypatch):
+    """So many different augmentations have three epochs; 0: each its own."""
+    draws = []
+    monkeypatch.setattr(train, "augment", lambda images, draw, *rest: (
+        draws.append(sorted(map(tuple, draw.T.tolist()))), data.augment(images, draw, *rest))[-1])
+    train.run(settings(*flags, "--steps", 1, "--views", views, "--batch", 32))
+    assert len(draws) == 3 and len({tuple(draw) for draw in draws}) == different
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_frozen_and_new_extractor_see_the_same_augmented_image(views, flags, monkeypatch):
+    original, compared = der.Supernet.forward, []
+
+    def forward(self, images, old=None):
+        if old is not None:
+            with torch.no_grad():
+                compared.append(torch.allclose(old, self.features(images, last=-1), atol=1e-5))
+        return original(self, images, old)
+    monkeypatch.setattr(der.Supernet, "forward", forward)
+    train.run(settings(*flags, "--views", views))
+    assert len(compared) > 8 and all(compared)
+
+
+def test_settings_reach_the_optimisers_and_the_losses(flags, monkeypatch):
+    made, smoothing, original = [], [], torch.optim.SGD
+    losses = {name: getattr(train, name) for name in ("classification_loss", "auxiliary_loss")}
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    for name in losses:
+        monkeypatch.setattr(train, name, lambda *a, name=name: smoothing.append((name, a[-1])) or losses[name](*a))
+    train.run(settings(*flags, "--steps", 2, "--momentum", 0.8, "--weight-decay", 0.01, "--lr", 0.05, "--head-lr", 0.2,
+                       "--label-smoothing", 0.1, "--schedule", "steps", "--warmup", 0, "--milestones", 2))
+    names = ("initial_lr", "momentum", "weight_decay", "nesterov")
+    stage1, stage2 = (0.05, 0.8, 0.01, True), (0.2, 0.8, 0.01, False)
+    assert [tuple(optimizer.param_groups[0][name] for name in names) for optimizer in made] == [stage1, stage1, stage2]
+    given = {(name, value) for name, value in smoothing if not isinstance(value, torch.Tensor)}
+    assert given == {("classification_loss", 0.1), ("auxiliary_loss", 0.1)}  # stage 2 has none
+
+
+@pytest.mark.parametrize("extra", [(), ("--prune", "--sparsity", 100, "--epochs", 6, "--width", 4)])
+def test_extractors_of_a_run_stay_as_their_step_left_them(extra, flags, monkeypatch):
+    """Bit for bit, BatchNorm's statistics too."""
+    original, left = train.record, []
+
+    def record(r, *args):
+        original(r, *args)
+        states = [{name: value.clone() for name, value in extractor.state_dict().items()}
+                  for extractor in r.supernet.extractors]
+        assert len(states) == len(left) + 1
+        for before, now in zip(left, states):
+            assert before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now)
+        left.append(states[-1])
+    monkeypatch.setattr(train, "record", record)
+    train.run(settings(*flags, *extra))
+    assert len(left) == 3 and any(not torch.equal(a, b) for a, b in zip(left[0].values(), left[1].values()))
+
+
 def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):
     outputs, given, original = [], [], train.train_classifier
 
@@ -298,22 +385,32 @@ def test_summary_by_hand():
 
 
 def test_accuracy_is_that_of_one_plain_forward_pass(flags, monkeypatch):
-    original, compared = train.record, []
+    """accuracy_stage1 that before stage 2, accuracy that after it."""
+    original, original_stage2, compared, before = train.record, train.train_classifier, [], []
+
+    def plain(r):
+        mask = r.data.test_labels < sum(r.increments[:r.step + 1])
+        labels = r.data.test_labels[mask]
+        with torch.no_grad():
+            return labels, r.supernet.eval()(data.to_float(r.data.test_images[mask]))[0].argmax(1) == labels
+
+    def train_classifier(r, *args):
+        before.append(round(100 * plain(r)[1].float().mean().item(), 2))
+        original_stage2(r, *args)
 
     def record(r, stage1, accuracy, task_accuracy):
         seen = sum(r.increments[:r.step + 1])
-        mask = r.data.test_labels < seen
-        labels = r.data.test_labels[mask]
-        with torch.no_grad():
-            right = r.supernet.eval()(data.to_float(r.data.test_images[mask]))[0].argmax(1) == labels
+        labels, right = plain(r)
         assert accuracy == round(100 * right.float().mean().item(), 2)
+        assert stage1 == (before[-1] if r.step else accuracy)
         assert task_accuracy == [round(100 * right[(labels >= k) & (labels < k + 2)].float().mean().item(), 2)
                                  for k in range(0, seen, 2)]
         compared.append(seen)
         original(r, stage1, accuracy, task_accuracy)
     monkeypatch.setattr(train, "record", record)
-    train.run(settings(*flags))
-    assert compared == [2, 4, 6]
+    monkeypatch.setattr(train, "train_classifier", train_classifier)
+    results = train.run(settings(*flags))
+    assert compared == [2, 4, 6] and before != results["accuracy"][1:]
 
 
 # ------------------------------------------------------------------------------------- whole runs: repeatable, learning
