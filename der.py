@@ -76,16 +76,17 @@ def chunk(images: Tensor, device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What a reader of results wants to know of where they were made."""
-    cpu = re.search(r"model name\s*: (.*)", cpuinfo())
+    # In the cloud the name is often no more than the maker's: the numbers tell which generation it is.
+    known = re.search(r"cpu family\s*: (.*)\s+model\s*: (.*)\s+model name\s*: (.*)", cpuinfo())
+    cpu = f"{known[3]} (family {known[1]}, model {known[2]})" if known else platform.processor()
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
                              capture_output=True, text=True).stdout.strip()
     except OSError:  # there is no git
         git = ""
     return dict(device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-                cpu=cpu[1] if cpu else platform.processor(), threads=torch.get_num_threads(),
-                python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-                commit=git or "unknown")
+                cpu=cpu, threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
+                numpy=np.__version__, commit=git or "unknown")
 
 
 # ---------------------------------------------------------------------------------------------------- the extractor

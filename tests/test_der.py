@@ -34,9 +34,10 @@ def train_a_little(net, steps=3):
     ("fpu avx2 avx512f avx512_bf16 avx512_vnni", torch.bfloat16), ("amx_bf16 avx512_fp16 amx_tile", torch.bfloat16),
     ("fpu avx2 avx512f avx512_vnni", torch.float32), ("", torch.float32)])
 def test_bfloat16_where_the_processor_multiplies_it(flags, expected, monkeypatch):
-    monkeypatch.setattr(der, "cpuinfo", lambda: f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n")
+    info = f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Some CPU\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(der, "cpuinfo", lambda: info)
     cpu = torch.device("cpu")
-    assert der.choose_precision("auto", cpu) == expected and der.machine(cpu)["cpu"] == "Some CPU"
+    assert der.choose_precision("auto", cpu) == expected and der.machine(cpu)["cpu"] == "Some CPU (family 25, model 17)"
     assert der.choose_precision("bfloat16", cpu) == torch.bfloat16
 
 

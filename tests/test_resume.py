@@ -39,8 +39,9 @@ def command(flags, errors):
 def begun(folder, process):
     """Wait until the process has written a checkpoint, or has ended."""
     def written():
-        path = folder / "checkpoint.pt"
-        return path.stat().st_mtime_ns if path.exists() else None
+        with contextlib.suppress(FileNotFoundError):  # not there yet, or just becoming checkpoint.old.pt
+            return (folder / "checkpoint.pt").stat().st_mtime_ns
+        return None
     before = written()
     while process.is_alive() and written() in (before, None):
         time.sleep(0.005)
@@ -59,7 +60,7 @@ def test_stopped_at_random_moments_in_turn(how, times, flags, tiny, tmp_path):
         process.start()
         if stop:
             begun(tmp_path / "run", process)
-            time.sleep(chance.uniform(0, 0.15))
+            time.sleep(chance.uniform(0, 0.1))
             with contextlib.suppress(ProcessLookupError):  # it may just have ended
                 os.kill(process.pid, how)
         process.join()
@@ -102,9 +103,9 @@ def test_the_seconds_of_a_step_go_on(flags, tmp_path, monkeypatch):
     folder = der.RunFolder(tmp_path / "run")
     folder.save(folder.load() | {"seconds": 1000.0})
     results = train.run(train.parse_settings([*flags, "--steps", "2"]))
-    assert 1000 < results["seconds"][0] < 1100 and results["seconds"][1] < 100
+    assert 1000 <= results["seconds"][0] < 1100 and results["seconds"][1] < 100
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [value > 1000 for value in seconds] == [False] + 2 * [True] + 7 * [False]
+    assert [value >= 1000 for value in seconds] == [False] + 2 * [True] + 7 * [False]
 
 
 @pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--precision", "bfloat16"), ("--validation", "0.2")])
