@@ -78,7 +78,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
     """What a reader of results wants to know of where they were made."""
     # In the cloud the name is often no more than the maker's: the numbers tell which generation it is.
     known = re.search(r"cpu family\s*: (.*)\s+model\s*: (.*)\s+model name\s*: (.*)", cpuinfo())
-    cpu = f"{known[3]} (family {known[1]}, model {known[2]})" if known else platform.processor()
+    cpu = f"{known[3]} (family {known[1]}, model {known[2]})" if known else platform.processor() or platform.machine()
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
                              capture_output=True, text=True).stdout.strip()

@@ -39,6 +39,8 @@ def test_bfloat16_where_the_processor_multiplies_it(flags, expected, monkeypatch
     cpu = torch.device("cpu")
     assert der.choose_precision("auto", cpu) == expected and der.machine(cpu)["cpu"] == "Some CPU (family 25, model 17)"
     assert der.choose_precision("bfloat16", cpu) == torch.bfloat16
+    info = "processor\t: 0\nCPU implementer\t: 0x41\n"  # Linux on ARM names it by numbers alone
+    assert der.machine(cpu)["cpu"]
 
 
 def test_resnet18_has_the_papers_size():

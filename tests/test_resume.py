@@ -36,15 +36,10 @@ def command(flags, errors):
     sys.exit(train.main())
 
 
-def begun(folder, process):
-    """Wait until the process has written a checkpoint, or has ended."""
-    def written():
-        with contextlib.suppress(FileNotFoundError):  # not there yet, or just becoming checkpoint.old.pt
-            return (folder / "checkpoint.pt").stat().st_mtime_ns
-        return None
-    before = written()
-    while process.is_alive() and written() in (before, None):
-        time.sleep(0.005)
+def written(folder):
+    """When its checkpoint was; None where there is none yet, or is just becoming checkpoint.old.pt."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / "checkpoint.pt").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("how, times", [(signal.SIGKILL, 20), (signal.SIGTERM, 3), (signal.SIGINT, 3)])
@@ -56,10 +51,11 @@ def test_stopped_at_random_moments_in_turn(how, times, flags, tiny, tmp_path):
     chance, stopped, errors = random.Random(0), 0, tmp_path / "errors"
 
     def go_on(stop):
-        process = SERVER.Process(target=command, args=(flags + longer, errors))
+        process, before = SERVER.Process(target=command, args=(flags + longer, errors)), written(tmp_path / "run")
         process.start()
         if stop:
-            begun(tmp_path / "run", process)
+            while process.is_alive() and written(tmp_path / "run") in (before, None):
+                time.sleep(0.005)
             time.sleep(chance.uniform(0, 0.1))
             with contextlib.suppress(ProcessLookupError):  # it may just have ended
                 os.kill(process.pid, how)
