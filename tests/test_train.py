@@ -301,7 +301,7 @@ def test_every_augmented_image_is_augmented_as_the_settings_say(flags, monkeypat
     assert sum(draw.shape[1] for draw in draws) == first + second
 
 
-@pytest.mark.parametrize("views, different", [(0, 3), (2, 2)])
+@pytest.mark.parametrize("views, different", [(0, 3), (2, 2), (1, 1)])
 def test_views_take_turns(views, different, flags, monkeypatch):
     """So many different augmentations have three epochs; 0: each its own."""
     draws = []
@@ -340,8 +340,9 @@ def test_settings_reach_the_optimisers_and_the_losses(flags, monkeypatch):
     assert given == {("classification_loss", 0.1), ("auxiliary_loss", 0.1)}  # stage 2 has none
 
 
-def test_extractors_of_a_run_stay_as_their_step_left_them(flags, monkeypatch):
-    """Bit for bit, BatchNorm's statistics too; once made compact."""
+@pytest.mark.parametrize("extra", [(), ("--prune", "--sparsity", 100, "--epochs", 6, "--width", 4)])
+def test_extractors_of_a_run_stay_as_their_step_left_them(extra, flags, monkeypatch):
+    """Bit for bit, BatchNorm's statistics too."""
     original, left = train.record, []
 
     def record(r, *args):
@@ -353,8 +354,8 @@ def test_extractors_of_a_run_stay_as_their_step_left_them(flags, monkeypatch):
             assert before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now)
         left.append(states[-1])
     monkeypatch.setattr(train, "record", record)
-    train.run(settings(*flags, *HARD))
-    assert len(left) == 3
+    train.run(settings(*flags, *extra))
+    assert len(left) == 3 and any(not torch.equal(a, b) for a, b in zip(left[0].values(), left[1].values()))
 
 
 def test_stage_2_divides_the_logits_by_the_temperature(flags, monkeypatch):
