@@ -268,11 +268,15 @@ class Supernet(nn.Module):
             extractor.zero_grad()  # else they would stay in memory for ever
             self.folded.append(fold(extractor.requires_grad_(False).eval(), self.precision))
 
-    def rebuild(self, increments: list[int], state: dict[str, Tensor], frozen: int, dense: dict[str, Tensor],
-                kept: dict[str, Tensor]) -> None:
-        """Grow an empty supernet to what it was when state = state_dict() was taken, and dense and kept."""
-        self.increments = list(increments)
-        for index in range(len(increments) if self.expansion else 1):
+    def snapshot(self) -> dict:
+        """All that `rebuild` needs."""
+        return dict(increments=self.increments, frozen=len(self.folded), supernet=self.state_dict(), dense=self.dense,
+                    kept=self.kept)
+
+    def rebuild(self, snapshot: dict) -> None:
+        """Grow an empty supernet to what it was when the snapshot was taken."""
+        self.increments, state = list(snapshot["increments"]), snapshot["supernet"]
+        for index in range(len(self.increments) if self.expansion else 1):
             prefix, extractor = f"extractors.{index}.", ResNet18(self.width).to(memory_format=torch.channels_last)
             self.extractors.append(extractor)
             if any(name.startswith(prefix + "masks.") for name in state):
@@ -282,8 +286,8 @@ class Supernet(nn.Module):
         self.reset_heads()
         self.load_state_dict(state)
         self.to(self.mean.device)  # the state may be of another device
-        self.dense, self.kept = dense, kept
-        self.freeze(frozen)
+        self.dense, self.kept = snapshot["dense"], snapshot["kept"]
+        self.freeze(snapshot["frozen"])
 
     def train(self, mode: bool = True) -> Supernet:
         """As nn.Module.train, but frozen extractors stay in eval mode."""
@@ -539,7 +543,7 @@ def load(run_folder: str | Path, device: str = "auto", precision: str = "auto") 
         raise FolderError(f"{folder.path} stands within a step: let the run go on to the step's end")
     where = choose_device(device)
     net = Supernet(config["width"], config["expansion"], choose_precision(precision, where)).to(where)
-    net.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
+    net.rebuild(state)
     net.class_names = state["class_names"][:sum(state["increments"])]
     net.temperature = config["temperature"] if len(net.increments) > 1 else 1.0  # the first step has no stage 2
     return net.eval()

@@ -251,10 +251,8 @@ class Run:
         """Write the checkpoint: all that the same command needs to go on from here."""
         self.saved = time.monotonic()
         self.folder.save(dict(step=self.step, epoch=self.epoch, seconds=self.seconds(), log_bytes=self.log_bytes,
-                              results=self.results, memory=self.memory.chosen, increments=self.supernet.increments,
-                              frozen=len(self.supernet.folded), supernet=self.supernet.state_dict(),
-                              dense=self.supernet.dense, kept=self.supernet.kept, class_names=self.data.class_names,
-                              **training))
+                              results=self.results, memory=self.memory.chosen, class_names=self.data.class_names,
+                              **self.supernet.snapshot(), **training))
         self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
     def resume(self) -> dict:
@@ -263,7 +261,7 @@ class Run:
         if state:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
-            self.supernet.rebuild(*(state[key] for key in ("increments", "supernet", "frozen", "dense", "kept")))
+            self.supernet.rebuild(state)
             if str(self.device) not in self.results["latency_device"]:
                 self.results["latency_device"] += f", then {self.device}"
         self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again

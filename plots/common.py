@@ -90,6 +90,14 @@ def look(group, groups):
     return LOOKS.get(group.method, LOOKS[NO_EXPANSION]) | VARIANTS[min(len(VARIANTS) - 1, rank(group, groups))]
 
 
+def curve(ax, group, key, groups, scale=1, zorder=2):
+    """Draw one of a group's results, times scale, over the classes seen; of several runs the mean in a band."""
+    seen, (mean, low, high), style = group.first.results["classes_seen"], group.of(key), look(group, groups)
+    ax.plot(seen, mean * scale, label=legend_label(group), zorder=zorder, **style)
+    if len(group.runs) > 1:
+        ax.fill_between(seen, low * scale, high * scale, color=style["color"], alpha=0.2, lw=0)
+
+
 def rank(group, groups):
     """0 where a group's settings are the most usual among those of its method, 1 for the next, ..."""
     variants = [other.variant for other in groups if other.method == group.method]

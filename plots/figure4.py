@@ -22,11 +22,7 @@ def panel(ax, protocol, groups, references):
         ax.plot(classes_after(protocol, len(accuracy)), accuracy, label=name, **common.LOOKS[name])
     ours = [group for group in groups if group.protocol == protocol]
     for order, group in enumerate(ours):                           # the whole DER, which is the first, on top
-        seen, (mean, low, high) = group.first.results["classes_seen"], group.of("accuracy")
-        look = common.look(group, groups)
-        ax.plot(seen, mean, label=common.legend_label(group), zorder=3 - order / 10, **look)
-        if len(group.runs) > 1:
-            ax.fill_between(seen, low, high, color=look["color"], alpha=0.2, lw=0, zorder=2)
+        common.curve(ax, group, "accuracy", groups, zorder=3 - order / 10)
     notes = ["report: " + common.NOT_B50] * bool(references and protocol == "B50-Inc10")
     notes += ["ours: not run"] * (not ours)
     ax.text(0.03, 0.03, "\n".join(notes), transform=ax.transAxes, style="italic", fontsize=7.5, color="#555555")

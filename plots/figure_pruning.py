@@ -26,11 +26,7 @@ def panel(ax, key, label, scale, groups, everything):
     """One quantity of a protocol's groups over the classes seen; of parameters, what they would be unpruned, too."""
     drawn = groups if key != "ms_per_image" else comparable(groups)
     for group in drawn:
-        seen, (mean, low, high) = group.first.results["classes_seen"], group.of(key)
-        look = common.look(group, everything)
-        ax.plot(seen, mean * scale, label=common.legend_label(group), **look)
-        if len(group.runs) > 1:
-            ax.fill_between(seen, low * scale, high * scale, color=look["color"], alpha=0.2, lw=0)
+        common.curve(ax, group, key, everything, scale)
     if key == "parameters" and all(group.method == common.DER_PRUNED for group in groups):
         ax.plot(groups[0].first.results["classes_seen"], groups[0].of("parameters_unpruned")[0] * scale,
                 label="without pruning (counted)", color="#8c8c8c", ls="--", lw=1)

@@ -127,7 +127,7 @@ def test_rebuild_gives_the_same_network():
     net = grown((2, 3))
     net.freeze()
     other = der.Supernet(2)
-    other.rebuild([2, 3], net.state_dict(), 2, {}, {})
+    other.rebuild(net.snapshot())
     images = torch.rand(3, 3, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(net.eval()(images), other.eval()(images)))
 
@@ -135,8 +135,9 @@ def test_rebuild_gives_the_same_network():
 @pytest.mark.filterwarnings("ignore")
 def test_rebuild_stays_on_its_device():
     """The state of a checkpoint is on the CPU, whatever the network's device."""
-    other = der.Supernet(2).to("meta")
-    other.rebuild([2], grown((2,)).state_dict(), 1, {}, {})
+    net, other = grown((2,)), der.Supernet(2).to("meta")
+    net.freeze()
+    other.rebuild(net.snapshot())
     tensors = [*other.parameters(), *other.buffers(), *other.folded[0].parameters()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
