@@ -1,7 +1,7 @@
-"""Data sets, class orders, increments, exemplars and augmentation (report 2.1).
+"""Data sets, class orders, increments, exemplars and augmentation.
 
 A data set lives on the device as uint8. Everything done to an image is batched tensor code; there are no worker
-processes. Labels are positions in the class order from here on: class 0 is the first to arrive.
+processes. After `Dataset.reorder` labels are positions in the class order: class 0 is the first to arrive.
 """
 from __future__ import annotations
 
@@ -274,6 +274,8 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
             arrays = {key: file[key] for key in [*keys, "class_names"] if key in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no data set {path!r}: give cifar100, synthetic or the path of an .npz") from None
+    except MemoryError:
+        raise
     except Exception as error:  # on other files numpy and zipfile raise nearly anything
         why = str(error).split("\n")[0]
         raise DataError(f"{path} is not a readable .npz file ({why}): write it with numpy.savez, "

@@ -65,6 +65,11 @@ def cpuinfo() -> str:
     return file.read_text() if file.exists() else ""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full, a GPU's or, for which torch has no class of its own, the machine's."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def chunk(images: Tensor, device: torch.device) -> int:
     """How many of these images [N, H, W, 3] pass at a time where nothing is trained.
 
@@ -509,9 +514,9 @@ class RunFolder:
                     if broken := file.testzip():  # compares every record with its CRC
                         raise zipfile.BadZipFile(f"bad CRC of {broken}")
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (MemoryError, PermissionError):  # the file may be whole: say what is wrong, do not pass over it
-                raise
             except Exception as error:  # on a damaged file zipfile and torch raise nearly anything
+                if isinstance(error, PermissionError) or out_of_memory(error):
+                    raise  # the file may be whole: say what is wrong, do not pass over it
                 print(f"{path} is damaged ({type(error).__name__}: {error})".split("\n")[0], file=sys.stderr)
         if there:
             raise FolderError(f"no whole checkpoint is left in {self.path}: start over with --restart")

@@ -30,7 +30,7 @@ import prune
 from data import DataError, Dataset, Memory, augment, balanced, batches, class_order, herding, increments, members, \
     to_float
 from der import ELSEWHERE, DeviceError, FolderError, ReadOnly, RunFolder, Supernet, auxiliary_loss, choose_device, \
-    choose_precision, chunk, classification_loss, latency, load, machine
+    choose_precision, chunk, classification_loss, latency, load, machine, out_of_memory
 
 
 class SettingsError(Exception):
@@ -71,7 +71,7 @@ class Settings:
                        "runs/DATA-PROFILE/PROTOCOL")
     restart: bool = setting(False, "start over, whatever the run folder holds")
     evaluate: str = setting("", "a run folder: train nothing, test its model again and print its table")
-    # From 2^24 on, the seeds of Run.generator repeat: torch takes 32 bits of them.
+    # Run.generator multiplies it by 10^8 = 2^8 5^8, and torch takes the lowest 32 bits: from 2^24 on they repeat.
     seed: int = setting(0, "seed of initial weights, batches and augmentation", least=0, below=2**24)
     device: str = setting("auto", "device; auto = cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
@@ -125,7 +125,7 @@ PROFILES = {
     # 30 of 170 epochs; the first step, which starts from random weights, has more. One cycle with Nesterov's
     # momentum needs few, and small batches give an epoch of 5000 to 7000 images more iterations.
     # A narrow or pruned network's few features leave stage 2 short of gradient at temperature 5.
-    # Ten views by turns cost the new extractor nothing and spare the frozen ones two thirds of their work.
+    # Ten views by turns cost no accuracy that could be seen and spare the frozen extractors two thirds of their work.
     "fast": dict(epochs=30, first_epochs=120, base_epochs=60, schedule="onecycle", warmup=0, batch=32, nesterov=True,
                  views=10, head_batch=32, head_views=2, temperature=2.0),
 }
@@ -256,7 +256,7 @@ class Run:
         self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
     def resume(self) -> dict:
-        """Take up the checkpoint, if there is one. Returns it for the state of a training under way, or {}."""
+        """Take up the checkpoint, if there is one. Returns the state of a training under way, or {}."""
         state = self.folder.load() or {}
         if state:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
@@ -265,7 +265,7 @@ class Run:
             if str(self.device) not in self.results["latency_device"]:
                 self.results["latency_device"] += f", then {self.device}"
         self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again
-        return state
+        return {key: state[key] for key in ("optimizer", "scheduler") if key in state}
 
 
 def run(s: Settings) -> dict:
@@ -280,7 +280,7 @@ def run(s: Settings) -> dict:
 def learn(r: Run, checkpoint: dict) -> dict:
     """The whole protocol: for each step expand, stage 1, stage 2, pick exemplars, test. Returns the results.
 
-    checkpoint: what the run goes on from, with the state of a stage 1 under way, or {}.
+    checkpoint: the state of a stage 1 under way, or {}.
     """
     last = min(r.settings.steps or len(r.increments), len(r.increments))
     progress = Progress(r, last)
@@ -793,7 +793,7 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """The command line. Exit codes: 0 done, 1 diverged or nothing can be written, 2 bad input, 130 and 143 stopped."""
+    """The command line. Exit codes: 0 done, 1 diverged, out of memory or disk, 2 bad input, 130 and 143 stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         s = parse_settings()
@@ -804,8 +804,11 @@ def main() -> int:
     except (Diverged, OSError) as error:
         complain(error)
         return 1
-    except torch.OutOfMemoryError:
-        complain("the GPU's memory is full: free some and repeat the command, or give a lower --batch, --views or "
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        whose = "the GPU's" if isinstance(error, torch.OutOfMemoryError) else "the machine's"
+        complain(f"{whose} memory is full: free some and repeat the command, or give a lower --batch, --views or "
                  f"--width and {ELSEWHERE}")
         return 1
     except KeyboardInterrupt:

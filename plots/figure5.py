@@ -11,21 +11,18 @@ named) and of the report.
 import matplotlib.pyplot as plt
 
 import common
-from runs import NUMBER, Bad, Group, damaged, grouped, is_a, protocol_order
+from runs import NUMBER, Group, damaged, grouped, is_a, protocol_order
 
 PARTS = {"classification": "classification loss", "auxiliary": "auxiliary loss", "sparsity": "sparsity loss"}
 STEPS = 3
-REPORT = common.REFERENCE["report_losses"]
+REPORTED = common.REFERENCE["report_losses"]
 
 
 def chosen(runs):
     """Runs -> groups of the one protocol to draw, one run each: the whole DER, pruned and not, if there is any."""
-    logged = [run for run in runs if (run.folder / "log.jsonl").exists()]
-    if not logged:
-        raise Bad("none of these runs has a log.jsonl, so there are no losses to draw; run one again")
-    logged = [run for run in logged if run.method in (common.DER, common.DER_PRUNED)] or logged
-    best = min((run.protocol for run in logged), key=lambda name: (name != REPORT["protocol"], protocol_order(name)))
-    return [Group([g.first], g.variant) for g in grouped([run for run in logged if run.protocol == best])]
+    runs = [run for run in runs if run.method in (common.DER, common.DER_PRUNED)] or runs
+    best = min((run.protocol for run in runs), key=lambda name: (name != REPORTED["protocol"], protocol_order(name)))
+    return [Group([g.first], g.variant) for g in grouped([run for run in runs if run.protocol == best])]
 
 
 def our_losses(run):
@@ -43,9 +40,9 @@ def our_losses(run):
 
 def report_losses():
     """The report's losses in the form of our_losses."""
-    epochs = REPORT["epochs_per_step"]
+    epochs = REPORTED["epochs_per_step"]
     rows = [dict(epoch=i % epochs + 1, classification=c) | (dict(auxiliary=a) if a else {})  # 0: not trained with it
-            for i, (c, a) in enumerate(zip(REPORT["classification"], REPORT["auxiliary"]))]
+            for i, (c, a) in enumerate(zip(REPORTED["classification"], REPORTED["auxiliary"]))]
     return [rows[start:start + epochs] for start in range(0, len(rows), epochs)]
 
 
@@ -98,17 +95,21 @@ def frame(axes, parts, groups, losses, total, compare):
 
 def draw(runs, out):
     """Runs of one data set -> figure5.png, figure5.pdf in out."""
+    runs = [run for run in runs if (run.folder / "log.jsonl").exists()]
+    if not runs:
+        return print("figure5.py: none of these runs has a log.jsonl, nothing to draw")
     groups = chosen(runs)
     losses = [our_losses(group.first) for group in groups]
-    compare = common.on_cifar(runs) and groups[0].protocol == REPORT["protocol"]
+    compare = common.on_cifar(runs) and groups[0].protocol == REPORTED["protocol"]
     parts = [part for part in PARTS
              if part == "classification" or any(part in row for steps in losses for rows in steps for row in rows)]
     fig, axes = plt.subplots(len(parts), figsize=(7.2, 0.7 + 1.75 * len(parts)), sharex=True, layout="constrained",
                              squeeze=False)
     fig.suptitle(f"{common.title(runs)}, {groups[0].protocol}", fontsize=9)
     for ax, part in zip(axes[:, 0], parts):
-        if compare and part in REPORT:
-            draw_losses(ax, part, report_losses(), "report", color="#E69F00", lw=1, alpha=0.75)
+        if compare and part in REPORTED:
+            color = common.LOOKS[common.REPORT]["color"]
+            draw_losses(ax, part, report_losses(), common.REPORT, color=color, lw=1, alpha=0.75)
         for group, steps in zip(groups, losses):
             look = {key: value for key, value in common.look(group, groups).items() if key in ("color", "ls", "alpha")}
             if group.method == common.DER_PRUNED and look["ls"] == "-":

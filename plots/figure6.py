@@ -14,7 +14,7 @@ from runs import grouped
 # Light to dark, with hatches, so that neighbours differ in a grey print as well.
 PUBLISHED = {"iCaRL": ("#f2f2f2", ""), "UCIR": ("#e0e0e0", "////"), "BiC": ("#cccccc", ""),
              "WA": ("#b8b8b8", "\\\\\\\\"), "PODNet": ("#9e9e9e", ""), "DER (paper)": ("#202020", ""),
-             "Report": ("#E69F00", "....")}
+             "Report": (common.LOOKS[common.REPORT]["color"], "....")}
 HATCHES = {common.DER: "", common.DER_PRUNED: "////", (True, False, False): "...."}
 NOT_RUN = "ours: not run"
 

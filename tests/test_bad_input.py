@@ -216,12 +216,31 @@ def test_evaluate_without_results(flags, monkeypatch, capsys, tmp_path):
     assert code == 2 and "has lost its results.json" in err and err.count("\n") == 1
 
 
-def test_a_full_gpu(flags, monkeypatch, capsys):
-    def full(s):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+def gpu_is_full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize("whose, full", [
+    ("the GPU's", gpu_is_full),
+    ("the machine's", lambda *_, **__: torch.empty(2**50)),
+    ("the machine's", lambda *_, **__: np.empty(2**50)),
+])
+def test_memory_is_full(whose, full, flags, monkeypatch, capsys):
     monkeypatch.setattr(train, "run", full)
     code, err = call(monkeypatch, capsys, flags)
-    assert code == 1 and "the GPU's memory is full" in err and err.count("\n") == 1
+    assert code == 1 and f"{whose} memory is full" in err and err.count("\n") == 1
+
+
+def test_a_data_set_too_large_for_memory_is_not_called_unreadable(flags, monkeypatch, capsys):
+    monkeypatch.setattr(np, "load", lambda *_, **__: np.empty(2**50))
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 1 and "memory is full" in err and err.count("\n") == 1
+
+
+def test_other_errors_of_torch_are_not_taken_for_a_full_memory(flags, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda s: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        call(monkeypatch, capsys, flags)
 
 
 @pytest.mark.parametrize("extra, notes", [
@@ -300,11 +319,11 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(flags, monkeypa
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-@pytest.mark.parametrize("error", [PermissionError, MemoryError])
+@pytest.mark.parametrize("error", [PermissionError, MemoryError, lambda: RuntimeError("can't allocate memory")])
 def test_a_checkpoint_for_which_something_is_missing_is_not_passed_over(error, flags, monkeypatch, capsys, tmp_path):
     assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
     monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error()))
-    with pytest.raises(error):
+    with pytest.raises(type(error())):
         der.RunFolder(tmp_path / "run").load()
     assert "damaged" not in capsys.readouterr().err
 

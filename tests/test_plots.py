@@ -199,6 +199,15 @@ def test_losses_of_zero_are_drawn(tmp_path):
     assert done.returncode == 0 and not done.stderr
 
 
+def test_without_a_log_there_are_no_losses_but_all_the_rest(tmp_path):
+    make_run(tmp_path / "a")
+    (tmp_path / "a" / "log.jsonl").unlink()
+    done = plot("figure5.py", tmp_path)
+    assert done.returncode == 0 and "nothing to draw" in done.stdout and not (tmp_path / "figure5.png").exists()
+    assert plot("tables.py", tmp_path).returncode == 0
+    assert "figure5" not in (tmp_path / "report.md").read_text()
+
+
 def test_a_data_sets_name_is_no_formula(tmp_path):
     make_run(tmp_path / "a", dataset="a$b_$c.npz")
     assert plot("figure4.py", tmp_path).returncode == 0
