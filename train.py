@@ -809,7 +809,7 @@ def main() -> int:
             raise
         whose = "the GPU's" if isinstance(error, torch.OutOfMemoryError) else "the machine's"
         complain(f"{whose} memory is full: free some and repeat the command, or give a lower --batch, --views or "
-                 f"--width and {ELSEWHERE}")
+                 f"--width, or smaller data, and {ELSEWHERE}")
         return 1
     except KeyboardInterrupt:
         same_command = "the same command" + " without --restart" * ("--restart" in sys.argv)

@@ -17,7 +17,7 @@ def classes_after(protocol, steps):
 
 
 def panel(ax, protocol, groups, references):
-    """Draw one protocol: published curves below, ours above them, a band where several runs are averaged."""
+    """Draw one protocol: published curves, ours above them; below all of them the bands of averaged runs."""
     for name, accuracy in references.items():
         ax.plot(classes_after(protocol, len(accuracy)), accuracy, label=name, **common.LOOKS[name])
     ours = [group for group in groups if group.protocol == protocol]
