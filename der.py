@@ -274,7 +274,7 @@ class Supernet(nn.Module):
             self.folded.append(fold(extractor.requires_grad_(False).eval(), self.precision))
 
     def snapshot(self) -> dict:
-        """All that `rebuild` needs."""
+        """All that `rebuild` needs: increments, how many extractors are frozen, the state_dict, dense and kept."""
         return dict(increments=self.increments, frozen=len(self.folded), supernet=self.state_dict(), dense=self.dense,
                     kept=self.kept)
 

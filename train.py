@@ -277,10 +277,10 @@ def run(s: Settings) -> dict:
         r.folder.release()
 
 
-def learn(r: Run, checkpoint: dict) -> dict:
+def learn(r: Run, training: dict) -> dict:
     """The whole protocol: for each step expand, stage 1, stage 2, pick exemplars, test. Returns the results.
 
-    checkpoint: the state of a stage 1 under way, or {}.
+    training: the state of a stage 1 under way, from `Run.resume`, or {}.
     """
     last = min(r.settings.steps or len(r.increments), len(r.increments))
     progress = Progress(r, last)
@@ -293,7 +293,7 @@ def learn(r: Run, checkpoint: dict) -> dict:
             torch.manual_seed(r.generator(stage=0).initial_seed())
             r.supernet.expand(n_new)
 
-        train_representation(r, samples, n_old, checkpoint, progress)  # stage 1
+        train_representation(r, samples, n_old, training, progress)  # stage 1
         r.supernet.freeze()
         stage1, _ = test(r)
         if r.step > 0:
@@ -303,7 +303,7 @@ def learn(r: Run, checkpoint: dict) -> dict:
         r.memory.add([same(images[herding(extract(r, images), share)]) for images in classes])
         record(r, stage1, *test(r))
 
-        r.step, r.epoch, r.earlier, r.clock, checkpoint = r.step + 1, 0, 0.0, time.monotonic(), {}
+        r.step, r.epoch, r.earlier, r.clock, training = r.step + 1, 0, 0.0, time.monotonic(), {}
         r.save()
     return r.results
 
@@ -388,8 +388,8 @@ class Passes:
 
 # ------------------------------------------------------------------------------------------ stage 1: representation
 
-def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, progress: Progress) -> None:
-    """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in checkpoint."""
+def train_representation(r: Run, samples: Tensor, n_old: int, training: dict, progress: Progress) -> None:
+    """Train F_t, H_t and H_t^a on D~_t (samples: indices), from epoch r.epoch on with the state in training."""
     s, net, old = r.settings, r.supernet, {}
     epochs, samples = r.epochs(r.step), samples.to(r.device)
     views = s.views or epochs
@@ -404,8 +404,8 @@ def train_representation(r: Run, samples: Tensor, n_old: int, checkpoint: dict, 
                                 fused=True)
     scheduler = make_scheduler(optimizer, s, is_base, epochs, len(batches(len(samples), s.batch, torch.Generator())))
     if r.epoch > 0:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
+        optimizer.load_state_dict(training["optimizer"])
+        scheduler.load_state_dict(training["scheduler"])
 
     def loss(index: Tensor, draw: Tensor, features: Tensor | None, slope: Tensor | None,
              share: float) -> tuple[Tensor, dict[str, Tensor]]:

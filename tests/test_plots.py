@@ -188,6 +188,18 @@ def test_the_steps_table_compares_the_longest_run_with_its_counterpart(tmp_path)
     assert means[1].endswith("|  |")
 
 
+def test_runs_of_two_seeds_are_drawn_as_their_mean_in_a_band_one_run_as_a_line(tmp_path):
+    make_run(tmp_path / "a", done=2, parameters=[1_000_000, 2_000_000])
+    make_run(tmp_path / "b", done=2, parameters=[3_000_000, 4_000_000], seed=1)
+    group, = runs.grouped(runs.load_runs(tmp_path))
+    for group, mean, bands in ((group, [2, 3], [(1, 4)]), (runs.Group(group.runs[:1], ()), [1, 2], [])):
+        ax = figure5.plt.figure().subplots()
+        common.curve(ax, group, "parameters", [group], 1e-6)
+        assert list(ax.lines[0].get_xdata()) == [10, 20] and ax.lines[0].get_ydata() == pytest.approx(mean)
+        edges = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
+        assert [pytest.approx((edge.min(), edge.max())) for edge in edges] == bands
+
+
 def test_losses_of_zero_are_drawn(tmp_path):
     make_run(tmp_path / "a", "B0-Inc1", done=1)
     line = dict(step=1, stage=1, epoch=1, classification=0.0, lr=0.1, seconds=1.0)  # one class: nothing to confuse
