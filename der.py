@@ -417,14 +417,14 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give {ELSEWHERE}") from None
-        try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
-            self.check(config, may_differ, defaults, restart)
         except BlockingIOError:
             self.release()
             raise FolderError(f"another process is at work in {self.path}: wait, or give {ELSEWHERE}") from None
+        except OSError as error:
+            raise FolderError(f"{self.path} cannot be a run folder ({error.strerror}): give {ELSEWHERE}") from None
+        try:
+            self.check(config, may_differ, defaults, restart)
         except FolderError:
             self.release()
             raise

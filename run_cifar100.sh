@@ -43,10 +43,9 @@ sys.exit(any(lacks(*need) for need in needs if need[0] != "pytest" or "pytest" i
     "$python" -m pip install "$quiet" -r requirements.txt
 }
 
-train() { # NAME FLAGS...: one run, into $runs/NAME
-    local name=$1
-    shift
-    local flag flags=()
+train() { # BASE INCREMENT SUFFIX FLAGS...: one run, into $runs/B<BASE>-Inc<INCREMENT><SUFFIX>
+    local name=B$1-Inc$2$3 flags=(--base "$1" --increment "$2") flag
+    shift 3
     for flag in "$@"; do # what is not frozen is not pruned
         [[ $flag == --prune && " $* " == *" --no-expansion "* ]] || flags+=("$flag")
     done
@@ -113,22 +112,20 @@ case $mode in
     demo)
         set_up
         for protocol in "0 2" "0 4" "10 2"; do
-            read -r base increment <<< "$protocol"
-            train "B$base-Inc$increment" --base "$base" --increment "$increment" "$@"
-            train "B$base-Inc$increment-no-expansion" --base "$base" --increment "$increment" \
-                --no-expansion --no-auxiliary "$@"
+            train $protocol "" "$@"
+            train $protocol -no-expansion --no-expansion --no-auxiliary "$@"
         done
         draw "$runs" ;;
     ablation)
         set_up
-        train B0-Inc10-no-expansion --base 0 --increment 10 --no-expansion --no-auxiliary "$@"
-        train B0-Inc10-no-auxiliary --base 0 --increment 10 --no-auxiliary "$@"
-        train B0-Inc10 --base 0 --increment 10 "$@"
+        train 0 10 -no-expansion --no-expansion --no-auxiliary "$@"
+        train 0 10 -no-auxiliary --no-auxiliary "$@"
+        train 0 10 "" "$@"
         draw "$runs" ;;
     *)
         set_up
-        train B0-Inc10 --base 0 --increment 10 "$@"
-        train B0-Inc5 --base 0 --increment 5 "$@"
-        train B50-Inc10 --base 50 --increment 10 "$@"
+        train 0 10 "" "$@"
+        train 0 5 "" "$@"
+        train 50 10 "" "$@"
         draw "$runs" ;;
 esac

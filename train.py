@@ -609,9 +609,8 @@ LATENCY_BATCH = 32  # images
 
 def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -> None:
     """Add the step to the results, write them, print the step's row."""
-    parameters = r.supernet.num_parameters()
     row = dict(classes_seen=sum(r.increments[:r.step + 1]), accuracy=accuracy, accuracy_stage1=stage1,
-               task_accuracy=task_accuracy, parameters=parameters,
+               task_accuracy=task_accuracy, parameters=r.supernet.num_parameters(),
                parameters_unpruned=r.supernet.num_parameters_unpruned(),
                ms_per_image=latency(r.supernet, to_float(r.data.test_images[:LATENCY_BATCH])), seconds=r.seconds())
     if r.settings.prune:

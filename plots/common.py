@@ -2,7 +2,6 @@
 import argparse
 import json
 import os
-import sys
 import textwrap
 from pathlib import Path
 
@@ -202,11 +201,7 @@ def command(draw, description):
         out.mkdir(parents=True, exist_ok=True)
         draw(runs, out)
     except Bad as error:
-        sys.exit(fail(error))
+        parser.exit(2, f"{parser.prog}: {error}\n")
     except OSError as error:
-        sys.exit(fail(f"{error.filename or out}: {error.strerror or error}; mend that or give --out another folder"))
-
-
-def fail(message):
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    return 2
+        parser.exit(2, f"{parser.prog}: {error.filename or out}: {error.strerror or error}; mend that or give --out "
+                       "another folder\n")

@@ -22,10 +22,6 @@ def damaged(path, what):
     return Bad(f"{path}: {what}; the file is damaged: run that run again, or remove its folder {path.parent}")
 
 
-def reject(constant):
-    raise ValueError(f"{constant} is not a number to draw")
-
-
 def read_text(path):
     """File -> str, or Bad."""
     try:
@@ -37,9 +33,9 @@ def read_text(path):
 
 
 def parse(text, path, where=""):
-    """The text of a JSON object -> dict; anything else, NaN included, is Bad."""
+    """The text of a JSON object -> dict; anything else is Bad."""
     try:
-        value = json.loads(text, parse_constant=reject)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"{where}not readable as JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(value, dict):
@@ -48,7 +44,7 @@ def parse(text, path, where=""):
 
 
 def is_a(value, kind):
-    """isinstance, but True is no number, and neither is infinity."""
+    """isinstance, but True is no number, and neither are NaN and infinity."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, bool):
         return bool in kinds

@@ -43,6 +43,7 @@ def call(monkeypatch, capsys, flags):
     (["--seed", "1" + "0" * 309], "it must be a number at least 0 and below 16777216"),
     (["--shift", "12"], "--shift 12 may push whole images out of sight: give less than 12"),
     (["--evaluate", ""], "--evaluate needs the folder of a run"),
+    (["--evaluate", "run"], "--evaluate tests a run as it was trained: leave out --batch"),
     (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
@@ -203,12 +204,6 @@ def test_results_without_a_checkpoint(flags, monkeypatch, capsys, tmp_path):
     assert call(monkeypatch, capsys, flags + ["--restart", "--steps", "1"])[0] == 0
 
 
-def test_evaluate_takes_no_training_flags(flags, monkeypatch, capsys, tmp_path):
-    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
-    code, err = call(monkeypatch, capsys, ["--evaluate", tmp_path / "run", "--width", "8"])
-    assert code == 2 and "leave out --width" in err and err.count("\n") == 1
-
-
 def test_evaluate_without_results(flags, monkeypatch, capsys, tmp_path):
     assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
     (tmp_path / "run" / "results.json").unlink()
@@ -275,6 +270,15 @@ def test_out_is_a_file(flags, monkeypatch, capsys, tmp_path):
     (tmp_path / "run").write_text("mine")
     code, err = call(monkeypatch, capsys, flags)
     assert code == 2 and "cannot be a run folder" in err and (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_file_system_without_locks(flags, monkeypatch, capsys, tmp_path):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+    monkeypatch.setattr(der.fcntl, "flock", refuse)
+    code, err = call(monkeypatch, capsys, flags)
+    assert code == 2 and "cannot be a run folder (No locks available): give another --out" in err
+    assert err.count("\n") == 1
 
 
 def in_the_directory(content):

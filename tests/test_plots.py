@@ -17,7 +17,6 @@ import figure_tradeoff  # noqa: E402
 import runs  # noqa: E402
 import train  # noqa: E402
 
-REFERENCE = json.loads((PLOTS / "reference.json").read_text())
 
 
 def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, config={}, **changes):
@@ -438,11 +437,11 @@ def test_each_method_has_a_marker_and_a_line_of_its_own():
 
 
 def test_reference_numbers():
-    curves = REFERENCE["paper"]["curves"]
+    curves = common.REFERENCE["paper"]["curves"]
     assert round(sum(curves["B0-Inc10"]["DER (w/o pruning)"]) / 10, 2) == 75.36
-    assert {name: len(curve) for name, curve in REFERENCE["report"]["curves"].items()} == \
+    assert {name: len(curve) for name, curve in common.REFERENCE["report"]["curves"].items()} == \
         {"B0-Inc5": 20, "B0-Inc10": 10, "B50-Inc10": 6}
-    losses = REFERENCE["report_losses"]
+    losses = common.REFERENCE["report_losses"]
     assert len(losses["classification"]) == len(losses["auxiliary"]) == 3 * 170
 
 

@@ -91,7 +91,7 @@ def test_a_venv_whose_python_has_gone_is_made_anew(there, call, tmp_path, monkey
 
 
 def drawn(tmp_path):
-    """Folders that each script of plots/ was called on."""
+    """Folders that plots/tables.py was called on."""
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     return [words[1] for words in calls if words[0] == "plots/tables.py"]
 

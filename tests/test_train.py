@@ -76,7 +76,6 @@ def test_paper_learning_rate_epoch_by_epoch():
     assert (s.nesterov, s.label_smoothing, s.shift, s.flip, s.brightness) == (False, 0.0, 4, True, 63)
     expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09] + [0.1] * 101 + [0.01] * 20 + [0.001] * 40
     got = rates(s, False, s.epochs)
-    print("\n".join(f"epoch {epoch:3}  lr {lr:.4f}" for epoch, lr in enumerate(got)))
     assert got == pytest.approx(expected)  # falls at epochs 110 and 130: 100 and 120 after the warm-up
 
 
@@ -107,8 +106,8 @@ def test_one_cycle_ends_with_the_last_batch_of_each_step(batch, flags, monkeypat
     assert [scheduler.last_epoch for scheduler in made] == [scheduler.total_steps for scheduler in made]
 
 
-@pytest.mark.parametrize("base, resets", [(0, 3), (2, 2)])
-def test_schedules_and_head_resets_of_a_run(base, resets, flags, monkeypatch):
+@pytest.mark.parametrize("base", [0, 2])
+def test_schedules_and_head_resets_of_a_run(base, flags, monkeypatch):
     """Heads begin anew at epoch 10 of a step; not in the first of a protocol with a base, which has its own epochs."""
     seen, inside = [], []
     original_epoch, original_reset = train.train_epoch, torch.nn.Linear.reset_parameters
@@ -123,7 +122,7 @@ def test_schedules_and_head_resets_of_a_run(base, resets, flags, monkeypatch):
     with_warmup = starts if base == 0 else starts[1:]
     # Made new: both heads at expand; after epoch 10 of a step: both; before stage 2: the classifier.
     expected = starts * 2 + [start + 10 for start in with_warmup] * 2 + [start + 12 for start in starts[1:]]
-    assert sorted(inside) == sorted(expected) and len(with_warmup) == resets
+    assert sorted(inside) == sorted(expected)
     lr = {(line["step"], line["stage"], line["epoch"]): line["lr"] for line in log_of(flags[-1])}
     warm = [0.01 * (epoch + 1) for epoch in range(10)] + [0.1, 0.01]
     first = [0.1] * 5 + [0.01] * 9 if base else warm
