@@ -43,7 +43,6 @@ def call(monkeypatch, capsys, flags):
     (["--seed", "1" + "0" * 309], "it must be a number at least 0 and below 16777216"),
     (["--shift", "12"], "--shift 12 may push whole images out of sight: give less than 12"),
     (["--evaluate", ""], "--evaluate needs the folder of a run"),
-    (["--evaluate", "run"], "--evaluate tests a run as it was trained: leave out --batch"),
     (["--seed", str(2**24)], "--seed 16777216: it must be a number at least 0 and below 16777216"),
     (["--steps", "-1"], "--steps -1"),
     (["--validation", "1"], "--validation 1.0"),
@@ -202,6 +201,12 @@ def test_results_without_a_checkpoint(flags, monkeypatch, capsys, tmp_path):
     assert code == 2 and "holds results without a checkpoint" in err and err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert call(monkeypatch, capsys, flags + ["--restart", "--steps", "1"])[0] == 0
+
+
+def test_evaluate_takes_no_training_flags(flags, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, capsys, flags + ["--steps", "1"])[0] == 0
+    code, err = call(monkeypatch, capsys, ["--evaluate", tmp_path / "run", "--width", "8"])
+    assert code == 2 and "leave out --width" in err and err.count("\n") == 1
 
 
 def test_evaluate_without_results(flags, monkeypatch, capsys, tmp_path):

@@ -18,7 +18,6 @@ import runs  # noqa: E402
 import train  # noqa: E402
 
 
-
 def make_run(folder, protocol="B0-Inc10", dataset="CIFAR-100", steps=3, done=3, config={}, **changes):
     """A run folder with made-up results."""
     folder.mkdir(parents=True)
@@ -452,6 +451,7 @@ def test_reference_numbers():
     (lambda path: path.write_text(path.read_text().replace('"last"', '"lost"')), "'last' is missing"),
     (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0]")), "'seconds' has 1 entries"),
     (lambda path: path.write_text(path.read_text().replace("[60.0, 60.0, 60.0]", "[60.0, NaN, 60.0]")), "not a number"),
+    (lambda path: path.write_text(path.read_text().replace('"last"', '"last": NaN, "was"')), "'last' is nan"),
     (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [{}, {}, {}], "last"')), "'kept' is not"),
     (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [1, 2, 3], "last"')), "'kept' is not"),
     (lambda path: path.with_name("config.json").write_text('{"epochs": 4, "validation": 0, "label_smoothing": "x"}'),
