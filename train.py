@@ -737,8 +737,7 @@ class Progress:
 
     def __init__(self, r: Run, last: int):
         self.r, self.last, self.text, self.left, self.images = r, last, "", "", 0
-        self.start = self.mark = self.shown = time.monotonic()
-        self.origin = self.position(r.step, r.epoch / r.epochs(r.step))
+        self.mark = self.shown = time.monotonic()
 
     def position(self, step: int, share: float = 0.0) -> float:
         """Work done up to a point of the run: an image costs a quarter more for each frozen extractor that sees it."""
@@ -776,9 +775,9 @@ class Progress:
             step=r.step + 1, stage=stage, epoch=epoch, **{name: round(value, 5) for name, value in terms.items()},
             lr=round(lr, 8), seconds=r.seconds()))
         here = self.position(r.step, epoch / epochs if stage == 1 else 1)
-        if here > self.origin:
-            left = int((self.position(self.last) - here) * (now - self.start) / (here - self.origin))
-            self.left = f"  about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        spent = sum(r.results.get("seconds", [])) + r.seconds()  # of the whole run: epochs with masks are slower
+        left = int((self.position(self.last) - here) * spent / here)
+        self.left = f"  about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         self.text = f"{where}  {losses}"
         if not sys.stdout.isatty() and (stage == 1 or epoch == epochs):
             say(self.line(now))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -85,8 +86,8 @@ def test_a_file_size_limit_like_a_full_disk(flags, tmp_path):
     train.run(train.parse_settings(flags))
 
 
-def test_the_seconds_of_a_step_go_on(flags, tmp_path, monkeypatch):
-    """After a stop within the step those before it count, in the log and in the results."""
+def test_the_seconds_of_a_step_go_on(flags, tmp_path, monkeypatch, capsys):
+    """After a stop within the step those before it count: in the log, in the results and for the time left."""
     def stop(self, stage, epoch, *rest):
         original(self, stage, epoch, *rest)
         if epoch == 2:
@@ -97,16 +98,20 @@ def test_the_seconds_of_a_step_go_on(flags, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train.run(train.parse_settings(flags))
     folder = der.RunFolder(tmp_path / "run")
-    folder.save(folder.load() | {"seconds": 1000.0})
+    folder.save(folder.load() | {"seconds": 100_000.0})
 
     def slow(self, *args):
         time.sleep(0.1)  # the unit of the seconds that are written: such an epoch may take less
         original(self, *args)
     monkeypatch.setattr(train.Progress, "epoch", slow)
     results = train.run(train.parse_settings([*flags, "--steps", "2"]))
-    assert 1000 < results["seconds"][0] < 1100 and results["seconds"][1] < 100
+    assert 100_000 < results["seconds"][0] < 100_100 and results["seconds"][1] < 100
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [value > 1000 for value in seconds] == [False] + 2 * [True] + 7 * [False]
+    assert [value > 100_000 for value in seconds] == [False] + 2 * [True] + 7 * [False]
+    # 2 of 3 epochs of 32 images took 100,000 s. Left: the third, and 3 of 24 + 32, twice seen by a frozen extractor:
+    # (32 + 56 * (3 + 2 / 4)) / (2 * 32) * 100,000 s = 98 h 57 min
+    before, after = re.findall("step 1/3 .* epoch 2/3 .* about (.*) left", capsys.readouterr().out)
+    assert before.startswith("0:") and after.startswith("98:5")
 
 
 @pytest.mark.parametrize("extra", [(), ("--no-expansion",), ("--precision", "bfloat16"), ("--validation", "0.2")])
