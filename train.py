@@ -77,7 +77,7 @@ class Settings:
     precision: str = setting("auto", "of the extractors; auto = bfloat16 where the device is fast at it",
                              choices=("auto", "bfloat16", "float32"))
 
-    width: int = setting(64, "channels of an extractor's first stage (features = 8 x width)", least=1)
+    width: int = setting(64, "channels of an extractor's first convolution (features = 8 x width)", least=1)
     expansion: bool = setting(True, "add an extractor each step; without, one is trained on (ablation)")
     auxiliary: bool = setting(True, "train with the auxiliary loss (ablation)")
 

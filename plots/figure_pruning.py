@@ -53,7 +53,7 @@ def kept_panel(ax, groups):
     for stage, marker in enumerate("osD^"):
         shares = [[share for name, share in masks.items() if name.startswith(f"stage{stage}")] for masks in kept]
         ax.plot(seen[:len(shares)], [100 * sum(row) / len(row) for row in shares], marker=marker, ms=3.5, lw=1.2,
-                color=plt.get_cmap("viridis")(stage / 3.5), label=f"ResNet stage {stage + 1}")
+                color=plt.get_cmap("viridis")(stage / 3.5), label=f"blocks, group {stage + 1}")
     features = [100 * masks.get("stage3", float("nan")) for masks in kept]
     ax.plot(seen[:len(features)], features, color="#000000", ls="--", lw=1, label="features alone")
     ax.set(ylabel="channels kept (%)", ylim=(0, 104))
