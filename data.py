@@ -261,7 +261,7 @@ def from_npz(path: str) -> Dataset:
     if len(names) != classes:
         raise DataError(f"{path}: class_names has {len(names)} entries for {classes} classes: give one a class")
     is_cifar = classes == 100 and int(images["train"].sum(dtype=np.int64)) == CIFAR100_SUM
-    name = "CIFAR-100" if is_cifar else os.path.basename(path)
+    name = "CIFAR-100" if is_cifar else os.fsencode(os.path.basename(path)).decode(errors="replace")
     tensors = (images["train"], labels["train"], images["test"], labels["test"])
     return Dataset(name, *(torch.from_numpy(np.ascontiguousarray(t)) for t in tensors), names)
 

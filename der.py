@@ -488,9 +488,10 @@ class RunFolder:
             return file.tell()
 
     def cut_log(self, length: int) -> None:
-        """Cut log.jsonl to its first length bytes."""
-        with open(self.path / "log.jsonl", "ab") as file:
-            file.truncate(min(length, file.tell()))
+        """Cut log.jsonl to its first length bytes; one that is missing stays so."""
+        log = self.path / "log.jsonl"
+        if log.exists():
+            os.truncate(log, min(length, log.stat().st_size))
 
     def save(self, state: dict) -> None:
         """Write checkpoint.pt; the one before it stays beside it as checkpoint.old.pt."""

@@ -255,6 +255,10 @@ class Run:
                               **self.supernet.snapshot(), **training))
         self.saving, self.saved = time.monotonic() - self.saved, time.monotonic()
 
+    def write_results(self) -> None:
+        """Write results.json: of all the steps that are finished."""
+        self.folder.write("results.json", json.dumps(self.results, indent=1).encode())
+
     def resume(self) -> dict:
         """Take up the checkpoint, if there is one. Returns the state of a training under way, or {}."""
         state = self.folder.load() or {}
@@ -264,6 +268,8 @@ class Run:
             self.supernet.rebuild(state)
             if str(self.device) not in self.results["latency_device"]:
                 self.results["latency_device"] += f", then {self.device}"
+            if self.results.get("accuracy") and not (self.folder.path / "results.json").exists():
+                self.write_results()
         self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again
         return {key: state[key] for key in ("optimizer", "scheduler") if key in state}
 
@@ -496,7 +502,10 @@ def make_scheduler(optimizer, s: Settings, is_base: bool, epochs: int, batches_a
 # ---------------------------------------------------------------------------------------------- stage 2: classifier
 
 def train_classifier(r: Run, samples: Tensor, progress: Progress) -> None:
-    """Train H_t from scratch on a class-balanced part of D~_t (samples: indices); the features stay as they are."""
+    """Train H_t from scratch on a class-balanced part of D~_t (samples: indices); the features stay as they are.
+
+    A class with fewer images than the share of a class gives all that it has.
+    """
     s, net, generator = r.settings, r.supernet, r.generator(stage=2)
     share = max(len(chosen) for chosen in r.memory.chosen)  # all exemplars, and as many of each new class
     samples = samples[balanced(r.data.train_labels.cpu()[samples], share, generator)]
@@ -618,7 +627,7 @@ def record(r: Run, stage1: float, accuracy: float, task_accuracy: list[float]) -
     for name, value in row.items():
         r.results[name] = r.results.get(name, []) + [value]
     r.results.update(summary(r.results["accuracy"], r.results["task_accuracy"]))
-    r.folder.write("results.json", json.dumps(r.results, indent=1).encode())
+    r.write_results()
     say(TABLE_HEAD)
     say(table_row(r.results, r.step))
 
@@ -796,6 +805,9 @@ def main() -> int:
     try:
         s = parse_settings()
         results = evaluate(s) if s.evaluate else run(s)
+        say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
+        means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))
+        say(f"{means}  in {s.evaluate or s.out}")
     except (SettingsError, DataError, DeviceError, FolderError) as error:
         complain(error)
         return 2
@@ -816,9 +828,6 @@ def main() -> int:
         except BrokenPipeError:  # in `train.py | tee log` Ctrl-C has stopped tee as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
-    say("\n".join([TABLE_HEAD, *(table_row(results, step) for step in range(len(results["accuracy"])))]))
-    means = "  ".join(f"{name} {results[name]}" for name in ("average", "last", "forgetting"))
-    say(f"{means}  in {s.evaluate or s.out}")
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0

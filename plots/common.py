@@ -16,7 +16,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NOT_B50 = "not a 50-class first step"                  # the report's B50-Inc10: reference.json says why
 PAPER, PAPER_PRUNED, REPORT = "paper: DER w/o pruning", "paper: DER, pruned", "report"
 DER, DER_PRUNED = (True, True, False), (True, True, True)        # methods: (expansion, auxiliary, pruned)
-NO_EXPANSION = (False, False, False)
+NO_EXPANSION, NO_EXPANSION_AUXILIARY = (False, False, False), (False, True, False)
 
 # Okabe and Ito's colours, safe for colour-blind eyes; each has a marker and a line of its own for prints in grey.
 LOOKS = {
@@ -24,7 +24,8 @@ LOOKS = {
     DER_PRUNED: dict(color="#D55E00", ls="-", marker="s", lw=1.6, ms=3.6),
     (True, False, False): dict(color="#CC79A7", ls="--", marker="P", lw=1.2, ms=4),
     (True, False, True): dict(color="#56B4E9", ls=":", marker="p", lw=1.2, ms=4),
-    NO_EXPANSION: dict(color="#8c8c8c", ls="-", marker="X", lw=1.0, ms=4, alpha=0.8),  # with auxiliary loss too
+    NO_EXPANSION: dict(color="#8c8c8c", ls="-", marker="X", lw=1.0, ms=4, alpha=0.8),
+    NO_EXPANSION_AUXILIARY: dict(color="#5a5a5a", ls=":", marker="*", lw=1.2, ms=5),
     PAPER: dict(color="#000000", ls="--", marker="^", lw=1.0, ms=4, mfc="white", mew=0.8),
     PAPER_PRUNED: dict(color="#009E73", ls="-.", marker="v", lw=1.0, ms=4, mfc="white", mew=0.8),
     REPORT: dict(color="#E69F00", ls=(0, (1, 1)), marker="D", lw=1.4, ms=3.2, mfc="white", mew=0.8),
@@ -182,6 +183,13 @@ def whole(path, write):
     finally:
         beside.unlink(missing_ok=True)
     print(path)
+
+
+def nothing(why, out, *names):
+    """Say why a script draws nothing, and remove what it drew when there was something: report.md would show it."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
+    print(f"{why}, nothing to draw")
 
 
 def write_text(path, text):

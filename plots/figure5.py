@@ -97,8 +97,8 @@ def draw(runs, out):
     """Runs of one data set -> figure5.png, figure5.pdf in out."""
     runs = [run for run in runs if (run.folder / "log.jsonl").exists()]
     if not runs:
-        return print("figure5.py: none of these runs has a log.jsonl, nothing to draw")
-    groups = chosen(runs)
+        return common.nothing("figure5.py: none of these runs has a log.jsonl", out, "figure5.png", "figure5.pdf")
+    groups = sorted(chosen(runs), key=lambda group: -min(group.done, STEPS))  # the first names steps and epochs
     losses = [our_losses(group.first) for group in groups]
     compare = common.on_cifar(runs) and groups[0].protocol == REPORTED["protocol"]
     parts = [part for part in PARTS

@@ -15,7 +15,8 @@ from runs import grouped
 PUBLISHED = {"iCaRL": ("#f2f2f2", ""), "UCIR": ("#e0e0e0", "////"), "BiC": ("#cccccc", ""),
              "WA": ("#b8b8b8", "\\\\\\\\"), "PODNet": ("#9e9e9e", ""), "DER (paper)": ("#202020", ""),
              "Report": (common.LOOKS[common.REPORT]["color"], "....")}
-HATCHES = {common.DER: "", common.DER_PRUNED: "////", (True, False, False): "...."}
+HATCHES = {common.DER: "", common.DER_PRUNED: "////", (True, False, False): "....",
+           common.NO_EXPANSION_AUXILIARY: "xxxx"}
 NOT_RUN = "ours: not run"
 
 

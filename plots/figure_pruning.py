@@ -78,7 +78,8 @@ def draw(runs, out):
     """Runs of one data set -> figure_pruning.png, figure_pruning.pdf and table_pruning.md in out."""
     groups = compared(grouped(runs))
     if not groups:
-        return print("figure_pruning.py: no pruned run here, nothing to draw")
+        return common.nothing("figure_pruning.py: no pruned run here", out, "figure_pruning.png", "figure_pruning.pdf",
+                              "table_pruning.md")
     protocols = common.protocols(groups, cifar=False)  # those alone that have a pruned run
     fig, rows = plt.subplots(len(protocols), 4, figsize=(9.6, 0.5 + 2.1 * len(protocols)), layout="constrained",
                              squeeze=False, sharex="row")

@@ -43,7 +43,8 @@ def draw(runs, out):
     """Runs of one data set -> figure_tradeoff.png and figure_tradeoff.pdf in out."""
     points, unpruned = curve(grouped(runs))
     if len(points) < 3:
-        return print("figure_tradeoff.py: no three pruned runs here that differ in --sparsity alone, nothing to draw")
+        return common.nothing("figure_tradeoff.py: no three pruned runs here that differ in --sparsity alone", out,
+                              "figure_tradeoff.png", "figure_tradeoff.pdf")
     fig, ax = plt.subplots(figsize=(4.4, 3.2), layout="constrained")
     shares = [share_left(group) for group in points]
     mean, low, high = zip(*(group.of("average") for group in points))

@@ -132,7 +132,9 @@ class Run:
             return "not recorded"
         threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
         place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
-        return ", ".join([place, f"torch {parts.get('torch')}", *filter(None, [self.config.get("precision")])])
+        where = str(self.results.get("latency_device"))
+        later = f"latency on {where}" if ", then " in where else None  # it went on on another device
+        return ", ".join(filter(None, [place, f"torch {parts.get('torch')}", self.config.get("precision"), later]))
 
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""

@@ -168,6 +168,12 @@ def test_npz_of_any_usual_form(change, arrays, tmp_path):
     assert loaded.test_labels.tolist() == np.repeat(np.arange(6), 6).tolist()
 
 
+def test_a_file_name_that_is_no_utf_8_can_be_written_everywhere(arrays, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.npz")
+    np.savez(path, **arrays)
+    assert data.load(path).name == "\N{REPLACEMENT CHARACTER}.npz"
+
+
 @pytest.mark.skipif("CIFAR100_NPZ" not in os.environ, reason="CIFAR100_NPZ names no .npz of CIFAR-100")
 def test_cifar100_is_recognised():
     loaded = data.load(os.environ["CIFAR100_NPZ"])

@@ -80,6 +80,8 @@ def test_pruning_is_drawn_where_there_is_a_pruned_run(tmp_path):
     assert done.returncode == 0 and (tmp_path / "figure_pruning.png").exists()
     row = "| ours: DER, pruned | B0-Inc10 | 30 | 0.210 | 10.0 | 79.00 | 0.30 | not recorded |"
     assert row in (tmp_path / "table_pruning.md").read_text()
+    (tmp_path / "b" / "results.json").unlink()  # and where there is none any more, nothing of it is left to be shown
+    assert plot("figure_pruning.py", tmp_path).returncode == 0 and not list(tmp_path.glob("*_pruning.*"))
 
 
 def test_every_protocol_with_a_pruned_run_has_its_row_and_one_method_one_look(tmp_path, monkeypatch):
@@ -133,6 +135,11 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path, monkeypatch)
     ax = figure_pruning.plt.figure().subplots()
     figure_pruning.panel(ax, "ms_per_image", "ms", 1, groups, groups)
     assert len(groups) == 2 and not ax.lines and ax.get_title() == "several machines: see the table"
+    moved = tmp_path / "moved"  # a run that began on one device and went on on another
+    make_run(moved / "a", pruned=True, config={"machine": here}, latency_device="cpu, then cuda")
+    make_run(moved / "b", config={"machine": here})
+    pruned, other = runs.load_runs(moved)
+    assert pruned.machine() == other.machine() + ", latency on cpu, then cuda"
 
 
 def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path):
@@ -196,6 +203,18 @@ def test_runs_of_two_seeds_are_drawn_as_their_mean_in_a_band_one_run_as_a_line(t
         assert list(ax.lines[0].get_xdata()) == [10, 20] and ax.lines[0].get_ydata() == pytest.approx(mean)
         edges = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
         assert [pytest.approx((edge.min(), edge.max())) for edge in edges] == bands
+
+
+def test_the_run_that_got_furthest_names_the_steps_of_the_losses(tmp_path, monkeypatch):
+    make_run(tmp_path / "a", done=1)
+    make_run(tmp_path / "b", done=3, pruned=True)
+    figures = []
+    monkeypatch.setattr(common, "finish", lambda fig, *rest: figures.append(fig))
+    figure5.draw(runs.load_runs(tmp_path), tmp_path)
+    first, last = figures[0].axes[0], figures[0].axes[-1]
+    assert [text.get_text() for text in first.texts] == [f"step {i}: {10 * i} classes" for i in (1, 2, 3)]
+    assert len(last.get_xticks()) == 12 and len(first.lines) == 4 + 2  # four epochs a step; two lines between steps
+    figure5.plt.close(figures[0])
 
 
 def test_losses_of_zero_are_drawn(tmp_path):
@@ -433,6 +452,8 @@ def test_each_method_has_a_marker_and_a_line_of_its_own():
     looks = [common.LOOKS[method] for method in (*methods, common.NO_EXPANSION)]
     looks += [common.LOOKS[name] for name in (common.PAPER, common.PAPER_PRUNED, common.REPORT)]
     assert len({look["marker"] for look in looks}) == len({look["color"] for look in looks}) == len(looks) == 8
+    looks.append(common.LOOKS[common.NO_EXPANSION_AUXILIARY])  # train.py can be told so
+    assert len({look["marker"] for look in looks}) == len({look["color"] for look in looks}) == len(looks) == 9
 
 
 def test_reference_numbers():

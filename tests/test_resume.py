@@ -1,5 +1,6 @@
 """Killed at any moment a run loses nothing; read back, a model is the one that was trained."""
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -165,6 +166,28 @@ def test_what_goes_on_after_ctrl_c(extra, words, flags, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", broken)
         assert train.main() == 130
         broken.flush()  # as at the end of Python, which would complain
+
+
+def test_a_finished_run_repeated_gets_its_results_back_but_no_empty_log(flags, tmp_path):
+    train.run(train.parse_settings(flags))
+    before, log = (tmp_path / "run" / "results.json").read_bytes(), tmp_path / "run" / "log.jsonl"
+    (tmp_path / "run" / "results.json").unlink()
+    log.unlink()
+    train.run(train.parse_settings(flags))
+    assert (tmp_path / "run" / "results.json").read_bytes() == before and not log.exists()
+
+
+def test_a_reader_of_the_output_who_has_gone(flags, monkeypatch, capsys):
+    """As in `train.py --evaluate ... | head -1`: one line, no traceback, also where only the last table is not read."""
+    results = train.run(train.parse_settings(flags))
+    monkeypatch.setattr(train, "run", lambda s: results)
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert train.main() == 1 and capsys.readouterr().err == "train.py: [Errno 32] Broken pipe\n"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
