@@ -126,14 +126,14 @@ class Run:
         return tuple(f"{key} {self.config[key]}" for key in keys if self.results["pruned"] and self.config.get(key))
 
     def machine(self):
-        """In words, what a latency depends on beside the network, as at the beginning of the run."""
+        """In words, what a latency depends on beside the network: at the beginning of the run, and devices since."""
         parts = self.config.get("machine")
         if not isinstance(parts, dict) or "device" not in parts:
             return "not recorded"
         threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
         place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
         where = str(self.results.get("latency_device"))
-        later = f"latency on {where}" if ", then " in where else None  # it went on on another device
+        later = f"latency on {where}" if ", then " in where else None
         return ", ".join(filter(None, [place, f"torch {parts.get('torch')}", self.config.get("precision"), later]))
 
     def log(self):

@@ -178,7 +178,7 @@ def test_a_finished_run_repeated_gets_its_results_back_but_no_empty_log(flags, t
 
 
 def test_a_reader_of_the_output_who_has_gone(flags, monkeypatch, capsys):
-    """As in `train.py --evaluate ... | head -1`: one line, no traceback, also where only the last table is not read."""
+    """As in `train.py --evaluate ... | head -1`, whose last table nobody reads: one line, no traceback."""
     results = train.run(train.parse_settings(flags))
     monkeypatch.setattr(train, "run", lambda s: results)
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
