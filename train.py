@@ -266,10 +266,13 @@ class Run:
             self.step, self.epoch, self.earlier, self.log_bytes, self.results, self.memory.chosen = (
                 state[key] for key in ("step", "epoch", "seconds", "log_bytes", "results", "memory"))
             self.supernet.rebuild(state)
-            if str(self.device) not in self.results["latency_device"]:
-                self.results["latency_device"] += f", then {self.device}"
             if self.results.get("accuracy") and not (self.folder.path / "results.json").exists():
                 self.write_results()
+            if str(self.device) not in self.results["latency_device"]:
+                self.results["latency_device"] += f", then {self.device}"
+            since, here = self.results.setdefault("resumed_on", []), machine(self.device)  # not in an older checkpoint
+            if here not in [self.folder.read("config.json").get("machine"), *since]:
+                since.append(here)
         self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again
         return {key: state[key] for key in ("optimizer", "scheduler") if key in state}
 
@@ -735,7 +738,7 @@ def open_run(s: Settings) -> Run:
     results = dict(protocol=protocol, dataset=data.name, profile=s.profile, width=s.width, order=s.order, seed=s.seed,
                    pruned=s.prune, expansion=s.expansion, auxiliary=s.auxiliary, num_classes=classes,
                    steps_total=len(steps), latency_batch=min(LATENCY_BATCH, len(data.test_images)),
-                   latency_device=str(device))
+                   latency_device=str(device), resumed_on=[])
     supernet = Supernet(s.width, s.expansion, precision, s.mask_start if s.prune else None).to(device)
     memory = Memory(s.memory, s.memory_per_class if s.base else 0)
     return Run(s, folder, device, data.to(device), steps, supernet, memory, results)

@@ -87,6 +87,9 @@ def check_results(results, path):
     if not (isinstance(kept, list) and all(isinstance(masks, dict) and masks and
                                            all(is_a(share, NUMBER) for share in masks.values()) for masks in kept)):
         raise damaged(path, "'kept' is not a list of shares by mask")
+    since = results.get("resumed_on", [])
+    if not (isinstance(since, list) and all(isinstance(parts, dict) for parts in since)):
+        raise damaged(path, "'resumed_on' is not a list of machines")
     if results.get("forgetting") is not None and not is_a(results["forgetting"], NUMBER):
         raise damaged(path, "'forgetting' is neither a number nor null")
 
@@ -125,16 +128,21 @@ class Run:
         keys = ("base_sparsity", "sparsity") if self.base else ("sparsity",)
         return tuple(f"{key} {self.config[key]}" for key in keys if self.results["pruned"] and self.config.get(key))
 
+    def machines(self):
+        """Where the run was made, list of dict: the machine that it began on, then the others that it went on on."""
+        first = self.config.get("machine")
+        return [first if isinstance(first, dict) else {}, *self.results.get("resumed_on", [])]
+
     def machine(self):
-        """In words, what a latency depends on beside the network: at the beginning of the run, and devices since."""
-        parts = self.config.get("machine")
-        if not isinstance(parts, dict) or "device" not in parts:
+        """In words, what a latency depends on beside the network; of all machines that the run was on."""
+        if not all("device" in parts for parts in self.machines()):
             return "not recorded"
-        threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
-        place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
+        threads = [f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}" for parts in self.machines()]
+        places = [(f"{parts.get('cpu')}, {count}" if parts["device"] == "cpu" else parts["device"])
+                  + f", torch {parts.get('torch')}" for parts, count in zip(self.machines(), threads)]
         where = str(self.results.get("latency_device"))
-        later = f"latency on {where}" if ", then " in where else None
-        return ", ".join(filter(None, [place, f"torch {parts.get('torch')}", self.config.get("precision"), later]))
+        later = f"latency on {where}" if ", then " in where and len(places) == 1 else None
+        return ", ".join(filter(None, [", then ".join(dict.fromkeys(places)), self.config.get("precision"), later]))
 
     def log(self):
         """log.jsonl -> list of dicts, one an epoch; a last line without its end (a run under way) is left out."""

@@ -147,10 +147,12 @@ def machines(runs):
     """Which machine and which versions which runs were made with, a line each; and how latency was measured."""
     found = {}
     for run in runs:
-        parts = run.config.get("machine")
-        parts = dict(parts) if isinstance(parts, dict) and parts else {"machine": "not recorded"}
-        parts["latency"] = f"batch {run.results.get('latency_batch')} on {run.results.get('latency_device')}"
-        found.setdefault(", ".join(f"{key} {value}" for key, value in parts.items()), []).append(run.folder.name)
+        first, *since = run.machines()
+        words = [f"{key} {value}" for key, value in (first or {"machine": "not recorded"}).items()]
+        words += ["then " + ", ".join(f"{key} {value}" for key, value in parts.items() if value != first.get(key))
+                  for parts in since]
+        words.append(f"latency batch {run.results.get('latency_batch')} on {run.results.get('latency_device')}")
+        found.setdefault(", ".join(words), []).append(run.folder.name)
     return "".join(f"- {', '.join(names)}: {words}\n" for words, names in found.items())
 
 

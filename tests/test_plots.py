@@ -15,6 +15,7 @@ import figure5  # noqa: E402
 import figure_pruning  # noqa: E402
 import figure_tradeoff  # noqa: E402
 import runs  # noqa: E402
+import tables  # noqa: E402
 import train  # noqa: E402
 
 
@@ -140,6 +141,22 @@ def test_latencies_of_two_machines_are_not_drawn_together(tmp_path, monkeypatch)
     make_run(moved / "b", config={"machine": here})
     pruned, other = runs.load_runs(moved)
     assert pruned.machine() == other.machine() + ", latency on cpu, then cuda"
+
+
+def test_a_run_that_went_on_elsewhere_says_on_what(tmp_path):
+    """What has changed, once; and its latencies are not taken for those of the machine that it began on."""
+    here = dict(device="cpu", cpu="Abacus", threads=2, torch="2.0", python="3.12", commit="aaa")
+    since = [here | {"commit": "bbb"}, here | {"cpu": "Quipu", "threads": 4}]
+    make_run(tmp_path / "moved", pruned=True, config={"machine": here, "precision": "float32"}, resumed_on=since)
+    make_run(tmp_path / "stayed", config={"machine": here, "precision": "float32"}, resumed_on=since[:1])
+    moved, stayed = runs.load_runs(tmp_path)
+    assert stayed.machine() == "Abacus, 2 threads, torch 2.0, float32"
+    assert moved.machine() == "Abacus, 2 threads, torch 2.0, then Quipu, 4 threads, torch 2.0, float32"
+    assert tables.machines([moved, stayed]) == (
+        "- moved: device cpu, cpu Abacus, threads 2, torch 2.0, python 3.12, commit aaa, then commit bbb, "
+        "then cpu Quipu, threads 4, latency batch 32 on cpu\n"
+        "- stayed: device cpu, cpu Abacus, threads 2, torch 2.0, python 3.12, commit aaa, then commit bbb, "
+        "latency batch 32 on cpu\n")
 
 
 def test_channels_kept_say_whose_they_are_where_several_runs_are_pruned(tmp_path):
@@ -475,6 +492,8 @@ def test_reference_numbers():
     (lambda path: path.write_text(path.read_text().replace('"last"', '"last": NaN, "was"')), "'last' is nan"),
     (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [{}, {}, {}], "last"')), "'kept' is not"),
     (lambda path: path.write_text(path.read_text().replace('"last"', '"kept": [1, 2, 3], "last"')), "'kept' is not"),
+    (lambda path: path.write_text(path.read_text().replace('"last"', '"resumed_on": ["here"], "last"')),
+     "'resumed_on' is not a list of machines"),
     (lambda path: path.with_name("config.json").write_text('{"epochs": 4, "validation": 0, "label_smoothing": "x"}'),
      "'label_smoothing' is 'x', not of the type it should be"),
     (lambda path: path.unlink(), "no run in it has a results.json"),

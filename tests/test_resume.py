@@ -249,8 +249,8 @@ def test_any_data_runs_through_all_of_it(shape, sizes, flags, tmp_path):
         assert torch.equal(probabilities, net.predict(images[..., None])[1])
 
 
-def test_a_run_goes_on_as_it_began_on_another_machine(flags, monkeypatch):
-    """In its precision, whatever this machine is fast at; where latency was measured is said of both."""
+def test_a_run_goes_on_as_it_began_on_another_machine(flags, tmp_path, monkeypatch):
+    """In its precision, whatever this machine is fast at; both machines are named."""
     flags = [flag for flag in flags if flag not in ("--precision", "float32")]
     monkeypatch.setattr(train, "choose_precision", lambda name, device: der.choose_precision(
         "float32" if name == "auto" else name, device))
@@ -261,6 +261,14 @@ def test_a_run_goes_on_as_it_began_on_another_machine(flags, monkeypatch):
     monkeypatch.setattr(train, "choose_device", lambda name: torch.device("cpu", 0))
     results = train.run(train.parse_settings([*flags, "--steps", "2"]))
     assert results["latency_device"] == "cpu, then cpu:0" and results["classes_seen"] == [2, 4]
+    assert results["resumed_on"] == []  # what a machine says of itself is the same
+    there = {"device": "cpu", "cpu": "Quipu"}
+    monkeypatch.setattr(train, "machine", lambda device: there)
+    train.run(train.parse_settings([*flags, "--steps", "2"]))  # all is done: it does nothing there
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["resumed_on"] == []
+    for _ in range(2):
+        results = train.run(train.parse_settings(flags))
+    assert results["resumed_on"] == [there] and results["classes_seen"] == [2, 4, 6]
 
 
 def test_the_line_of_progress_fits_the_terminal(flags, monkeypatch, capsys):
