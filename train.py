@@ -270,7 +270,8 @@ class Run:
                 self.write_results()
             if str(self.device) not in self.results["latency_device"]:
                 self.results["latency_device"] += f", then {self.device}"
-            since, here = self.results.setdefault("resumed_on", []), machine(self.device)  # not in an older checkpoint
+            here = machine(self.device)
+            since = self.results.setdefault("resumed_on", [])  # an older checkpoint has none
             if here not in [self.folder.read("config.json").get("machine"), *since]:
                 since.append(here)
         self.folder.cut_log(self.log_bytes)  # what came after the checkpoint will be written again

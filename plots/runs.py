@@ -128,19 +128,21 @@ class Run:
         keys = ("base_sparsity", "sparsity") if self.base else ("sparsity",)
         return tuple(f"{key} {self.config[key]}" for key in keys if self.results["pruned"] and self.config.get(key))
 
-    def machines(self):
-        """Where the run was made, list of dict: the machine that it began on, then the others that it went on on."""
+    def made_on(self):
+        """-> list of dict: the machine and versions that the run began with, then the others that it went on with."""
         first = self.config.get("machine")
         return [first if isinstance(first, dict) else {}, *self.results.get("resumed_on", [])]
 
     def machine(self):
         """In words, what a latency depends on beside the network; of all machines that the run was on."""
-        if not all("device" in parts for parts in self.machines()):
-            return "not recorded"
-        threads = [f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}" for parts in self.machines()]
-        places = [(f"{parts.get('cpu')}, {count}" if parts["device"] == "cpu" else parts["device"])
-                  + f", torch {parts.get('torch')}" for parts, count in zip(self.machines(), threads)]
-        where = str(self.results.get("latency_device"))
+        places = []
+        for parts in self.made_on():
+            if "device" not in parts:
+                return "not recorded"
+            threads = f"{parts.get('threads')} thread{'s' * (parts.get('threads') != 1)}"
+            place = f"{parts.get('cpu')}, {threads}" if parts["device"] == "cpu" else parts["device"]
+            places.append(f"{place}, torch {parts.get('torch')}")
+        where = str(self.results.get("latency_device"))  # all that runs from before resumed_on say of a second device
         later = f"latency on {where}" if ", then " in where and len(places) == 1 else None
         return ", ".join(filter(None, [", then ".join(dict.fromkeys(places)), self.config.get("precision"), later]))
 

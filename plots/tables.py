@@ -147,7 +147,7 @@ def machines(runs):
     """Which machine and which versions which runs were made with, a line each; and how latency was measured."""
     found = {}
     for run in runs:
-        first, *since = run.machines()
+        first, *since = run.made_on()
         words = [f"{key} {value}" for key, value in (first or {"machine": "not recorded"}).items()]
         words += ["then " + ", ".join(f"{key} {value}" for key, value in parts.items() if value != first.get(key))
                   for parts in since]
